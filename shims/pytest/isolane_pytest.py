@@ -1,0 +1,318 @@
+"""The pytest plugin of isolane: gives every xdist worker its lane, and tells the run
+which worker is in which test.
+
+`isolane run` puts this file on PYTHONPATH; nothing has to be installed and nothing in
+a suite changes. Outside of a run it does nothing, except for the fixture `isolane`,
+which then skips with a reason. It depends on the standard library only.
+
+It must never break a suite: what it cannot tell the run is lost, and only a worker
+without a lane is an error, because it would work in somebody else's.
+"""
+
+import json
+import os
+import socket
+import time
+from urllib.parse import quote
+
+import pytest
+
+MODULE = "isolane_pytest"
+SOCKET = os.environ.get("ISOLANE_SOCKET")
+WORKER = os.environ.get("WORKER_ID", "master")
+LANE = os.environ.get("ISOLANE_LANE")
+# Set by the controller in the environment of its own workers only; a pytest that a
+# test starts inherits PYTEST_XDIST_WORKER as well, and is no worker.
+IS_WORKER = os.environ.pop("ISOLANE_XDIST_PARENT", None) == str(os.getppid())
+# The lane's addresses, as they were before anything of the user's was imported.
+ADDRESSES = {
+    name: os.environ[name]
+    for name in os.environ.get("ISOLANE_URL_VARIABLES", "").split(",")
+    if name in os.environ
+}
+# Nobody named a database: an address that the suite brings itself is not overruled.
+EMBEDDED = os.environ.get("ISOLANE_EMBEDDED") == "1"
+
+
+def _leave_no_trace():
+    """A pytest that is started by a test is that test's own business: take the plugin
+    out of the environment that it inherits. What workers need is given back to them
+    (see `pytest_configure_node`). Returns what was taken."""
+    taken = {}
+    here = os.path.dirname(os.path.abspath(__file__))
+    path = os.environ.get("PYTHONPATH")
+    if path is not None and path.split(os.pathsep)[0] == here:
+        rest = path.split(os.pathsep, 1)[1:]
+        if rest:
+            os.environ["PYTHONPATH"] = rest[0]
+        else:
+            del os.environ["PYTHONPATH"]
+    plugins = os.environ.get("PYTEST_PLUGINS")
+    if plugins is not None and MODULE in plugins.split(","):
+        taken["PYTEST_PLUGINS"] = plugins
+        rest = ",".join(name for name in plugins.split(",") if name != MODULE)
+        if rest:
+            os.environ["PYTEST_PLUGINS"] = rest
+        else:
+            del os.environ["PYTEST_PLUGINS"]
+    return taken
+
+
+TAKEN = _leave_no_trace() if SOCKET else {}
+
+
+def _connect():
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(SOCKET)
+    return connection
+
+
+def _post(path, body):
+    """One request; the answer's JSON, or None. Raises OSError with the run's own words."""
+    data = json.dumps(body).encode()
+    head = (
+        "POST %s HTTP/1.1\r\nHost: isolane\r\nConnection: close\r\n"
+        "Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (quote(path), len(data))
+    )
+    with _connect() as connection:
+        connection.sendall(head.encode() + data)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status = int(head.split(None, 2)[1])
+    document = json.loads(body) if body else None
+    if status >= 300:
+        raise OSError((document or {}).get("detail", "status %d" % status))
+    return document
+
+
+class _Story:
+    """The worker's events, one JSON document a line, in one request that stays open as
+    long as the worker lives. Nothing is waited for: what was sent before a worker dies
+    is in the kernel's hands and arrives."""
+
+    def __init__(self):
+        self.pending = []
+        self.connection = None
+        self.lost = False
+
+    def tell(self, event, **details):
+        details["event"] = event
+        self.pending.append(json.dumps(details))
+
+    def send(self):
+        if self.lost or not self.pending:
+            return
+        data = ("\n".join(self.pending) + "\n").encode()
+        self.pending = []
+        try:
+            if self.connection is None:
+                self.connection = _connect()
+                self.connection.sendall(
+                    b"POST /v1/tests HTTP/1.1\r\nHost: isolane\r\nConnection: close\r\n"
+                    b"Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+                )
+            self.connection.sendall(b"%x\r\n%s\r\n" % (len(data), data))
+        except OSError:
+            self.lost = True
+
+    def end(self):
+        """Sends what is left and waits until the run has read it all."""
+        self.send()
+        if self.connection is not None and not self.lost:
+            try:
+                self.connection.sendall(b"0\r\n\r\n")
+                self.connection.settimeout(10)
+                while self.connection.recv(4096):
+                    pass
+            except OSError:
+                pass
+            self.connection.close()
+        self.connection = None
+
+
+def _lease(worker, expect=None):
+    try:
+        return _post("/v1/lanes", {"worker": worker, "expect": expect})["environment"]
+    except OSError as error:
+        raise pytest.UsageError("isolane: %s got no lane: %s" % (worker, error))
+
+
+class Plugin:
+    """The hooks of the one session that this process was started for."""
+
+    def __init__(self, config):
+        self.config = config
+        self.story = _Story()
+        self.outcomes = {}
+        self.is_controller = False
+        self.attempt = 0
+
+    # Addresses -------------------------------------------------------------------
+
+    def guard_addresses(self, restore):
+        """Plugins such as pytest-env and pytest-dotenv set variables when a session
+        starts, and may put the shared address over the lane's."""
+        for name, lane in ADDRESSES.items():
+            found = os.environ.get(name)
+            if found == lane:
+                continue
+            if EMBEDDED:
+                self.notice(
+                    "the suite sets %s by itself, so its workers share that database; "
+                    "`isolane run --database-url` with the same address separates them" % name
+                )
+            elif restore:
+                os.environ[name] = lane
+                self.notice("a plugin or setting of the suite replaced %s; isolane put the lane's back" % name)
+            else:
+                self.notice(
+                    "a conftest.py or plugin of the suite replaced %s; "
+                    "what reads it from then on is not in its lane" % name
+                )
+
+    def notice(self, text):
+        self.story.tell("notice", text=text)
+
+    # The controller: a lane for each worker ----------------------------------------
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_setupnodes(self, config, specs):
+        self.is_controller = True
+        self.expected = len(specs)
+        self.story.tell("hello", worker=WORKER, role="controller")
+        self.story.send()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node):
+        # The worker's interpreter is up and has imported nothing of the user's yet. A
+        # replacement comes this way too, with a name of its own.
+        if not node.gateway.spec.popen:
+            self.notice("%s runs on another machine and has no lane" % node.gateway.id)
+            return
+        environment = dict(_lease(node.gateway.id, self.expected), **TAKEN)
+        environment["ISOLANE_XDIST_PARENT"] = str(os.getpid())
+        environment["ISOLANE_IN_TEST"] = "1"
+        node.gateway.remote_exec("import os; os.environ.update(%r)" % environment).waitclose()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node, error):
+        # Told and answered before xdist starts a replacement, which must not be given
+        # the dead worker's lane before that is clean.
+        if error and node.gateway.spec.popen:
+            try:
+                _post("/v1/tests", {"event": "lost", "worker": node.gateway.id})
+            except OSError:
+                pass
+
+    # Tests --------------------------------------------------------------------------
+
+    def pytest_sessionstart(self):
+        self.guard_addresses(restore=False)
+
+    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item, nextitem):
+        self.outcomes = {"rank": -1, "outcome": "passed", "message": None}
+        self.story.tell("begin", worker=WORKER, test=item.nodeid, at=time.time())
+        self.story.send()
+        yield
+        outcome, message = self.outcomes["outcome"], self.outcomes["message"]
+        self.story.tell("end", worker=WORKER, test=item.nodeid, outcome=outcome, message=message, at=time.time())
+        # Otherwise it goes with the beginning of the next one: one message a test.
+        if nextitem is None:
+            self.story.send()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report):
+        if self.is_controller or not self.outcomes:
+            return
+        outcome = _outcome(report)
+        if outcome is None:
+            return
+        rank, word = outcome
+        # Of setup, call and teardown the worst counts; a repeated attempt starts anew.
+        if report.when == "setup" or rank > self.outcomes["rank"]:
+            self.outcomes.update(rank=rank, outcome=word, message=_message(report))
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self):
+        if not self.is_controller:
+            self.story.tell("goodbye", worker=WORKER)
+        self.story.end()
+
+
+def _outcome(report):
+    """How bad a report is, and the word for it; None for one that decides nothing."""
+    expected = hasattr(report, "wasxfail")
+    if report.outcome == "failed":
+        return (3, "failed") if report.when == "call" else (4, "error")
+    if report.outcome == "skipped":
+        return (2, "xfailed") if expected else (1, "skipped")
+    if report.outcome == "rerun":
+        return (3, "failed")
+    if report.when == "call":
+        return (1, "xpassed") if expected else (0, "passed")
+    return (-1, "passed") if report.when == "setup" else None
+
+
+def _message(report):
+    if report.outcome not in ("failed", "rerun"):
+        return None
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return crash.message if crash is not None else str(report.longrepr)
+
+
+_plugin = None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_load_initial_conftests(early_config):
+    # Behind those that set variables, before pytest imports the first conftest.py.
+    if _adopt(early_config):
+        _plugin.guard_addresses(restore=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    _adopt(config)
+
+
+def _adopt(config):
+    """Watches the first session of this process; a session within it is a test's own."""
+    global _plugin
+    if SOCKET is None or _plugin is not None:
+        return False
+    _plugin = Plugin(config)
+    config.pluginmanager.register(_plugin, "isolane")
+    role = "worker" if IS_WORKER else "alone"
+    lane = int(LANE) if LANE and LANE.isdigit() else None
+    _plugin.story.tell("hello", worker=WORKER, role=role, lane=lane)
+    _plugin.story.send()
+    return True
+
+
+class Isolane:
+    """What a test can know of its lane."""
+
+    def __init__(self, test):
+        self._test = test
+        self.run_id = os.environ.get("ISOLANE_RUN_ID")
+        self.worker_id = WORKER
+        self.lane = int(LANE) if LANE and LANE.isdigit() else None
+        self.prefix = os.environ.get("ISOLANE_PREFIX")
+        self.schema = os.environ.get("ISOLANE_SCHEMA")
+        self.database_url = next(iter(ADDRESSES.values()), os.environ.get("DATABASE_URL"))
+
+    def record(self, kind, key):
+        """Registers a thing that this test has made outside of its lane, such as a
+        customer in an API: it is removed by `[cleaner.KIND]` of isolane.toml at the
+        end of the run, whatever happens."""
+        _post("/v1/records", {"worker": WORKER, "test": self._test, "kind": str(kind), "key": str(key)})
+
+
+@pytest.fixture
+def isolane(request):
+    """The lane of this test's worker: run_id, worker_id, lane, prefix, schema,
+    database_url and record(kind, key)."""
+    if SOCKET is None:
+        pytest.skip("not inside of `isolane run`")
+    return Isolane(request.node.nodeid)

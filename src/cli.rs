@@ -1,0 +1,200 @@
+//! The command line, as clap reads it, and nothing else.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::report::Format;
+use crate::settings::env_template::EnvTemplate;
+use crate::settings::{Choices, Isolation, Keep, Runner};
+
+/// Runs a parallel test command so that every worker has a database, a prefix and a
+/// directory of its own, and removes exactly what the run made.
+#[derive(Debug, Parser)]
+#[command(name = "isolane", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a test command, each of its workers in a lane of its own
+    Run(Box<RunArgs>),
+    /// List runs
+    Runs {
+        #[command(flatten)]
+        ledger: LedgerArgs,
+        #[command(flatten)]
+        format: FormatArgs,
+    },
+    /// Ask the ledger, in SQL (read-only): views runs, workers, tests, resources, records
+    Query {
+        /// The question, such as "select worker_id, count(*) from tests group by 1"
+        sql: String,
+        #[command(flatten)]
+        ledger: LedgerArgs,
+        #[command(flatten)]
+        format: FormatArgs,
+    },
+    /// Register a thing that the running test made elsewhere, to be removed with the run
+    #[command(
+        after_help = "Works inside of `isolane run`. `[cleaner.KIND] run = \"… {key} …\"` in isolane.toml says how one is removed."
+    )]
+    Record {
+        /// What it is, such as bucket
+        kind: String,
+        /// Which one
+        key: String,
+    },
+    /// Say what would work here, and why not
+    Doctor {
+        #[command(flatten)]
+        settings: SettingsArgs,
+        #[command(flatten)]
+        format: FormatArgs,
+    },
+    /// Write a commented isolane.toml
+    Init {
+        /// Replace the file that is there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `isolane run`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit code: the command's own, 128+n when signal n ended it. Of isolane's own: 2 usage, \
+123 all passed and something could not be removed, 125 the run could not start (nothing \
+is left), 126 the command cannot be executed, 127 it was not found.
+
+Examples:
+  isolane run -- pytest -n 4
+  isolane run --setup 'python -m shop.migrate' -- pytest -n auto
+  isolane run --database-url postgresql://localhost/shop -- cargo nextest run
+  isolane run -n 4 -- ./suite.sh")]
+pub struct RunArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    /// Copies of a plain command; pytest's -n and nextest's -j stay theirs
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    workers: Option<u32>,
+    /// Make the pristine state with this command, once
+    #[arg(long, value_name = "COMMAND")]
+    setup: Option<String>,
+    /// Keep what the run made, to look into it
+    #[arg(long, value_enum)]
+    keep: Option<Keep>,
+    /// One more variable for every worker, such as SHOP_DB={database}
+    #[arg(long, value_name = "NAME=TEMPLATE", value_parser = env_pair)]
+    env: Vec<(String, EnvTemplate)>,
+    /// Take the command for this runner's
+    #[arg(long, value_enum)]
+    runner: Option<Runner>,
+    /// Print no summary
+    #[arg(short, long)]
+    quiet: bool,
+    /// The command, with its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// What more than one command asks for.
+#[derive(Debug, Args)]
+pub struct SettingsArgs {
+    /// The database to give every worker a copy of [default: $DATABASE_URL, else SQLite]
+    #[arg(long, value_name = "URL")]
+    database_url: Vec<String>,
+    /// What separates lanes
+    #[arg(long, value_enum)]
+    isolation: Option<Isolation>,
+    /// A variable in which the suite looks for its database, besides DATABASE_URL
+    #[arg(long, value_name = "NAME")]
+    url_var: Vec<String>,
+    #[command(flatten)]
+    ledger: LedgerArgs,
+}
+
+/// Where the ledger and the configuration are.
+#[derive(Debug, Args)]
+pub struct LedgerArgs {
+    /// The ledger's file [default: .isolane/ledger.db beside isolane.toml, else here; $ISOLANE_LEDGER]
+    #[arg(long, value_name = "PATH")]
+    ledger: Option<PathBuf>,
+    /// The configuration [default: isolane.toml here or in a folder above]
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct FormatArgs {
+    /// How to print
+    #[arg(long, value_enum, default_value = "table")]
+    pub format: Format,
+}
+
+fn env_pair(text: &str) -> Result<(String, EnvTemplate), String> {
+    match text.split_once('=') {
+        Some((name, template)) if !name.is_empty() => Ok((name.to_owned(), EnvTemplate::parse(template)?)),
+        _ => Err("it takes NAME=TEMPLATE".to_owned()),
+    }
+}
+
+impl RunArgs {
+    /// What the flags say, and where the configuration is.
+    pub fn choices(self) -> (Choices, Option<PathBuf>, Vec<OsString>) {
+        let (common, config) = self.settings.choices();
+        let choices = Choices {
+            workers: self.workers,
+            setup: self.setup,
+            keep: self.keep,
+            env: self.env,
+            runner: self.runner,
+            quiet: self.quiet.then_some(true),
+            ..common
+        };
+        (choices, config, self.command)
+    }
+}
+
+impl SettingsArgs {
+    /// What the flags say, and where the configuration is.
+    pub fn choices(self) -> (Choices, Option<PathBuf>) {
+        let choices = Choices {
+            database_urls: self.database_url,
+            isolation: self.isolation,
+            url_vars: self.url_var,
+            ledger: self.ledger.ledger,
+            ..Choices::default()
+        };
+        (choices, self.ledger.config)
+    }
+}
+
+impl LedgerArgs {
+    /// What the flags say, and where the configuration is.
+    pub fn choices(self) -> (Choices, Option<PathBuf>) {
+        (Choices { ledger: self.ledger, ..Choices::default() }, self.config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,44 @@
+//! Points in time, as the ledger writes them.
+
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since 1970, UTC. It prints as ISO-8601: `2026-03-01T12:00:00.000Z`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// The time by this machine's clock.
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// From seconds with a fraction, as Python's `time.time()` gives them.
+    pub fn from_seconds(seconds: f64) -> Self {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "`as` saturates, which is what is wanted of a bad clock"
+        )]
+        Self((seconds * 1000.0).round() as u64)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = i64::try_from(self.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+        write!(f, "{:.3}", time.unwrap_or(jiff::Timestamp::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_prints_with_milliseconds_in_utc() {
+        assert_eq!(Timestamp(1_772_366_400_005).to_string(), "2026-03-01T12:00:00.005Z");
+        assert_eq!(Timestamp::from_seconds(1_772_366_400.0).to_string(), "2026-03-01T12:00:00.000Z");
+    }
+}

@@ -1,0 +1,61 @@
+//! How isolane ends when it cannot do what it was asked, and with which code.
+//!
+//! Most errors are read by a person and by nobody else: they travel as
+//! [`anyhow::Error`]. The few that a caller acts upon are a [`Stop`].
+
+use std::fmt;
+
+/// The exit codes that are isolane's own; every other is the wrapped command's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitCode {
+    /// The command line or the configuration is not usable.
+    Usage = 2,
+    /// A service that the command needs is away (`EX_UNAVAILABLE` of sysexits.h).
+    Unavailable = 69,
+    /// All tests passed, and something could not be removed.
+    NotRemoved = 123,
+    /// The run could not be started; nothing is left behind.
+    NotStarted = 125,
+    /// The command was found and cannot be executed.
+    NotExecutable = 126,
+    /// The command was not found.
+    NotFound = 127,
+}
+
+/// An end with a code of its own and one line that says what, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Stop {
+    /// What the process exits with.
+    pub code: ExitCode,
+    /// The line.
+    pub message: String,
+}
+
+impl Stop {
+    /// A usage error.
+    pub fn usage(message: impl fmt::Display) -> anyhow::Error {
+        Self::new(ExitCode::Usage, message)
+    }
+
+    /// The run cannot start.
+    pub fn not_started(message: impl fmt::Display) -> anyhow::Error {
+        Self::new(ExitCode::NotStarted, message)
+    }
+
+    /// An end with this code and line.
+    pub fn new(code: ExitCode, message: impl fmt::Display) -> anyhow::Error {
+        anyhow::Error::new(Self { code, message: message.to_string() })
+    }
+}
+
+/// The code that `error` ends the process with.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    error.downcast_ref::<Stop>().map_or(ExitCode::NotStarted, |stop| stop.code)
+}
+
+/// The error and its causes on one line, as a person reads it.
+pub fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").split('\n').map(str::trim).filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,157 @@
+//! The ledger: which run, which worker, in which test, made what. An SQLite file in
+//! WAL mode, so that any SQLite tool reads it while a run goes on.
+//!
+//! A supervisor writes through one [`Writer`]; workers never open the file. SQL about
+//! isolane's own tables stands here and nowhere else.
+
+pub mod record;
+pub mod resource;
+pub mod run;
+pub mod test;
+pub mod worker;
+mod writer;
+
+pub use run::RunKey;
+pub use writer::{Durability, Writer};
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+/// Marks the file as a ledger (`PRAGMA application_id`): "isol".
+const APPLICATION_ID: i32 = 0x6973_6f6c;
+/// The form of the tables (`PRAGMA user_version`).
+const VERSION: i32 = 1;
+/// How long one writer waits for another run's.
+const BUSY: Duration = Duration::from_secs(30);
+
+/// Opens the ledger for writing; makes the file and its folder where there is none.
+/// A file that is no ledger, or a newer isolane's, is refused and stays as it is.
+pub fn open(path: &Path) -> anyhow::Result<Connection> {
+    let folder = path.parent().context("the path of a ledger names a file")?;
+    if !folder.is_dir() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        if folder.file_name().is_some_and(|name| name == ".isolane") {
+            // Local state: nobody wants to commit it, and nobody should have to say so.
+            std::fs::write(folder.join(".gitignore"), "*\n")
+                .with_context(|| format!("cannot write into {}", folder.display()))?;
+        }
+    }
+    let mut db = Connection::open(path)?;
+    db.busy_timeout(BUSY)?;
+    match version(&db)? {
+        VERSION => {}
+        0 => create(&mut db)?,
+        newer => {
+            bail!("it was written by a newer isolane (form {newer}, this one knows {VERSION}); it was not touched")
+        }
+    }
+    db.pragma_update(None, "synchronous", "NORMAL")?;
+    Ok(db)
+}
+
+/// The ledger's version; 0 for an empty file.
+fn version(db: &Connection) -> anyhow::Result<i32> {
+    let read = |pragma| db.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i32>(0));
+    let application = read("application_id")?;
+    let version = read("user_version")?;
+    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    ensure!(
+        application == APPLICATION_ID || (application == 0 && tables == 0),
+        "it is an SQLite file of something else; it was not touched"
+    );
+    Ok(if tables == 0 { 0 } else { version })
+}
+
+fn create(db: &mut Connection) -> anyhow::Result<()> {
+    db.pragma_update(None, "journal_mode", "WAL")?;
+    let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    // Another run may have been faster.
+    if version(&tx)? == 0 {
+        tx.execute_batch(include_str!("ledger/schema.sql"))?;
+        tx.pragma_update(None, "application_id", APPLICATION_ID)?;
+        tx.pragma_update(None, "user_version", VERSION)?;
+    }
+    Ok(tx.commit()?)
+}
+
+/// Opens the ledger for queries of the user: whatever would write is refused.
+pub fn open_for_queries(path: &Path) -> anyhow::Result<Connection> {
+    ensure!(
+        path.exists(),
+        "there is no ledger at {}; `isolane run` makes one, and --ledger names another",
+        path.display()
+    );
+    let mut db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    db.busy_timeout(BUSY)?;
+    version(&db)?;
+    db.authorizer(Some(|context: AuthContext<'_>| match context.action {
+        AuthAction::Select | AuthAction::Read { .. } | AuthAction::Function { .. } | AuthAction::Recursive => {
+            Authorization::Allow
+        }
+        AuthAction::Pragma { pragma_value: None, .. } => Authorization::Allow,
+        _ => Authorization::Deny,
+    }))?;
+    Ok(db)
+}
+
+/// Whether an error of SQLite says that the file is not a database.
+pub fn is_corrupt(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<rusqlite::Error>()
+        .and_then(rusqlite::Error::sqlite_error_code)
+        .is_some_and(|code| matches!(code, ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ledger_opens_again_and_foreign_files_stay_untouched() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join(".isolane/ledger.db");
+        drop(open(&path).expect("made"));
+        open(&path).expect("opened again");
+
+        let foreign = dir.path().join("app.db");
+        Connection::open(&foreign).and_then(|db| db.execute_batch("create table users(id)")).expect("app.db");
+        let before = std::fs::read(&foreign).expect("read");
+        assert!(open(&foreign).expect_err("foreign").to_string().contains("something else"));
+        assert_eq!(std::fs::read(&foreign).expect("read"), before);
+
+        std::fs::write(dir.path().join("text"), "no database, but long enough to be looked at".repeat(40))
+            .expect("write");
+        assert!(is_corrupt(&open(&dir.path().join("text")).expect_err("no database")));
+
+        Connection::open(&path).and_then(|db| db.pragma_update(None, "user_version", 99)).expect("newer");
+        assert!(open(&path).expect_err("newer").to_string().contains("newer isolane"));
+    }
+
+    #[test]
+    fn queries_cannot_write() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("ledger.db");
+        drop(open(&path).expect("made"));
+        let db = open_for_queries(&path).expect("opened");
+        for sql in [
+            "DELETE FROM run",
+            "CREATE TABLE x(y)",
+            "ATTACH 'other.db' AS o",
+            "PRAGMA user_version = 3",
+            "VACUUM INTO 'copy.db'",
+        ] {
+            let done = db.prepare(sql).and_then(|mut statement| statement.query([])?.next().map(drop));
+            assert!(done.is_err(), "{sql}");
+        }
+        assert!(
+            db.prepare(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 3) SELECT count(*) FROM n, runs"
+            )
+            .is_ok()
+        );
+    }
+}

@@ -1,0 +1,120 @@
+//! Resources in the ledger: what isolane made, or promised to make, and owes to undo.
+
+use rusqlite::{Connection, Result, params};
+
+use super::RunKey;
+use crate::clock::Timestamp;
+
+/// The number of a resource in the ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ResourceKey(pub i64);
+
+/// How a resource stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResourceState {
+    /// Promised; it may exist or not.
+    Planned,
+    /// Made.
+    Created,
+    /// Undone.
+    Removed,
+    /// Left on the user's wish.
+    Kept,
+    /// Could not be undone.
+    Stuck,
+}
+
+/// What can happen to a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResourceEvent {
+    /// It was made.
+    Create,
+    /// It was undone, or was not there.
+    Remove,
+    /// The user wants to look at it.
+    Keep,
+    /// Undoing it failed.
+    Fail,
+}
+
+impl ResourceState {
+    /// The state after `event`; `None` where that event is not possible.
+    /// Undoing may be repeated from every state: it is idempotent.
+    pub fn next(self, event: ResourceEvent) -> Option<Self> {
+        match (self, event) {
+            (Self::Planned, ResourceEvent::Create) => Some(Self::Created),
+            (_, ResourceEvent::Remove) => Some(Self::Removed),
+            (Self::Planned | Self::Created, ResourceEvent::Keep) => Some(Self::Kept),
+            (Self::Planned | Self::Created | Self::Kept | Self::Stuck, ResourceEvent::Fail) => Some(Self::Stuck),
+            _ => None,
+        }
+    }
+
+    /// The word for it in the ledger.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Planned => "planned",
+            Self::Created => "created",
+            Self::Removed => "removed",
+            Self::Kept => "kept",
+            Self::Stuck => "stuck",
+        }
+    }
+}
+
+/// Enters a promise.
+pub fn plan(
+    db: &Connection,
+    run: RunKey,
+    worker_id: Option<&str>,
+    provider: &str,
+    kind: &str,
+    name: &str,
+) -> Result<ResourceKey> {
+    db.execute(
+        "INSERT INTO resource (run, worker_id, provider, kind, name, state) VALUES (?, ?, ?, ?, ?, 'planned')",
+        params![run.0, worker_id, provider, kind, name],
+    )?;
+    Ok(ResourceKey(db.last_insert_rowid()))
+}
+
+/// Notes the state a resource has come to, and why where it is stuck.
+pub fn reached(
+    db: &Connection,
+    resource: ResourceKey,
+    state: ResourceState,
+    error: Option<&str>,
+    at: Timestamp,
+) -> Result<()> {
+    let column = match state {
+        ResourceState::Created => "created_at = ?2,",
+        ResourceState::Removed => "removed_at = ?2,",
+        _ => "",
+    };
+    let sql = format!("UPDATE resource SET {column} state = ?3, error = ?4 WHERE resource = ?1");
+    db.execute(&sql, params![resource.0, at.to_string(), state.as_str(), error]).map(drop)
+}
+
+/// Notes which worker a lane's resources serve now.
+pub fn serves(db: &Connection, resource: ResourceKey, worker_id: &str) -> Result<()> {
+    db.execute("UPDATE resource SET worker_id = ?2 WHERE resource = ?1", params![resource.0, worker_id]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ResourceEvent as E, ResourceState as S};
+
+    #[test]
+    fn every_step_of_a_resource_is_decided() {
+        let states = [S::Planned, S::Created, S::Removed, S::Kept, S::Stuck];
+        let table = [
+            (E::Create, [Some(S::Created), None, None, None, None]),
+            (E::Remove, [Some(S::Removed); 5]),
+            (E::Keep, [Some(S::Kept), Some(S::Kept), None, None, None]),
+            (E::Fail, [Some(S::Stuck), Some(S::Stuck), None, Some(S::Stuck), Some(S::Stuck)]),
+        ];
+        for (event, expected) in table {
+            assert_eq!(states.map(|state| state.next(event)), expected, "{event:?}");
+        }
+    }
+}

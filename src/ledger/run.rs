@@ -1,0 +1,90 @@
+//! Runs in the ledger.
+
+use rusqlite::{Connection, Result, params};
+
+use crate::clock::Timestamp;
+use crate::name::RunId;
+
+/// The number of a run within its ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunKey(pub i64);
+
+/// How a run stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// Its tests passed.
+    Passed,
+    /// Its tests failed.
+    Failed,
+    /// It was ended by a signal.
+    Crashed,
+}
+
+impl RunState {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::Crashed => "crashed",
+        }
+    }
+}
+
+/// What is known of a run when it starts.
+#[derive(Clone, Debug)]
+pub struct NewRun {
+    /// Its id.
+    pub id: RunId,
+    /// The command as a shell would be given it, passwords masked.
+    pub command: String,
+    /// The runner's name.
+    pub runner: &'static str,
+    /// This machine's name.
+    pub host: String,
+    /// The working directory.
+    pub cwd: String,
+    /// When.
+    pub started_at: Timestamp,
+}
+
+/// Enters a run.
+pub fn begin(db: &Connection, run: &NewRun) -> Result<RunKey> {
+    db.execute(
+        "INSERT INTO run (run_id, tag, command, runner, host, cwd, started_at, state)
+         VALUES (?, ?, ?, ?, ?, ?, ?, 'running')",
+        params![
+            run.id.to_string(),
+            run.id.tag().as_str(),
+            run.command,
+            run.runner,
+            run.host,
+            run.cwd,
+            run.started_at.to_string()
+        ],
+    )?;
+    Ok(RunKey(db.last_insert_rowid()))
+}
+
+/// Ends a run. Workers that are still listed as running were stopped by isolane, and
+/// a test that never ended went down with its worker.
+pub fn end(db: &Connection, run: RunKey, exit_code: i32, state: RunState, at: Timestamp) -> Result<()> {
+    let at = at.to_string();
+    db.execute(
+        "UPDATE worker SET ended_at = ?2, outcome = 'killed' WHERE run = ?1 AND outcome = 'running'",
+        params![run.0, at],
+    )?;
+    db.execute("UPDATE test SET ended_at = ?2 WHERE run = ?1 AND ended_at IS NULL", params![run.0, at])?;
+    db.execute(
+        "UPDATE run SET ended_at = ?2, exit_code = ?3, state = ?4 WHERE run = ?1",
+        params![run.0, at, exit_code, state.as_str()],
+    )?;
+    Ok(())
+}
+
+/// Takes a run back that could not be started.
+pub fn forget(db: &Connection, run: RunKey) -> Result<()> {
+    for table in ["test", "record", "worker", "resource", "run"] {
+        db.execute(&format!("DELETE FROM {table} WHERE run = ?"), [run.0])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! Tests in the ledger.
+
+use rusqlite::{Connection, Result, params};
+
+use super::RunKey;
+use crate::clock::Timestamp;
+
+/// Enters a test that begins; `number` is its place in the run.
+pub fn begin(
+    db: &Connection,
+    run: RunKey,
+    number: i64,
+    worker_id: &str,
+    test_id: &str,
+    attempt: u32,
+    at: Timestamp,
+) -> Result<()> {
+    db.prepare_cached(
+        "INSERT INTO test (run, number, worker_id, test_id, attempt, started_at) VALUES (?, ?, ?, ?, ?, ?)",
+    )?
+    .execute(params![run.0, number, worker_id, test_id, attempt, at.to_string()])
+    .map(drop)
+}
+
+/// Ends a test. `outcome` is the runner's word for it, or `None` where nobody told.
+pub fn end(
+    db: &Connection,
+    run: RunKey,
+    number: i64,
+    outcome: Option<&str>,
+    message: Option<&str>,
+    at: Timestamp,
+) -> Result<()> {
+    db.prepare_cached("UPDATE test SET ended_at = ?, outcome = ?, message = ? WHERE run = ? AND number = ?")?
+        .execute(params![at.to_string(), outcome, message, run.0, number])
+        .map(drop)
+}

@@ -1,0 +1,169 @@
+//! The one writer of a run: a thread that puts what has queued up into one
+//! transaction (group commit), so that a hundred thousand events a second cost a
+//! few hundred commits.
+
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+
+use rusqlite::{Connection, Result, TransactionBehavior};
+
+/// How many changes share a transaction at most.
+const BATCH: usize = 4096;
+
+/// What a change must survive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The loss of this process. Enough for what only tells a story.
+    Process,
+    /// The loss of the machine: on the disk before the call returns. For promises:
+    /// what is made next is owed from then on.
+    Machine,
+}
+
+type Change = Box<dyn FnOnce(&Connection) -> Result<()> + Send>;
+
+#[derive(Debug)]
+enum Message {
+    Change(Queued),
+    Close,
+}
+
+struct Queued {
+    change: Change,
+    durability: Durability,
+    done: Option<SyncSender<Result<()>>>,
+}
+
+impl std::fmt::Debug for Queued {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.durability.fmt(f)
+    }
+}
+
+/// The handle to the writer thread; clones share it.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    queue: Sender<Message>,
+}
+
+impl Writer {
+    /// Starts the thread. It ends at [`Writer::close`], with everything written that was
+    /// queued before; joining it yields the first error that nobody was waiting for.
+    pub fn start(db: Connection) -> (Self, JoinHandle<Option<rusqlite::Error>>) {
+        let (queue, messages) = channel();
+        let thread = std::thread::spawn(move || work(db, &messages));
+        (Self { queue }, thread)
+    }
+
+    /// Queues a change and goes on.
+    pub fn tell(&self, change: impl FnOnce(&Connection) -> Result<()> + Send + 'static) {
+        self.send(Message::Change(Queued { change: Box::new(change), durability: Durability::Process, done: None }));
+    }
+
+    /// Makes a change, with all that was queued before it, and waits until it is kept.
+    pub fn commit<T: Send + 'static>(
+        &self,
+        durability: Durability,
+        change: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (done, answer) = sync_channel(1);
+        let (made, value) = sync_channel(1);
+        let change = move |db: &Connection| {
+            let _ = made.send(change(db)?);
+            Ok(())
+        };
+        self.send(Message::Change(Queued { change: Box::new(change), durability, done: Some(done) }));
+        answer.recv().unwrap_or(Err(rusqlite::Error::UnwindingPanic))?;
+        value.recv().map_err(|_| rusqlite::Error::UnwindingPanic)
+    }
+
+    /// Ends the thread once all is written; later changes fail.
+    pub fn close(&self) {
+        self.send(Message::Close);
+    }
+
+    fn send(&self, message: Message) {
+        // After the end of the thread, who waits for an answer is told; nobody else cares.
+        let _ = self.queue.send(message);
+    }
+}
+
+fn work(mut db: Connection, messages: &Receiver<Message>) -> Option<rusqlite::Error> {
+    let mut lost = None;
+    let mut open = true;
+    while open && let Ok(first) = messages.recv() {
+        let mut batch = Vec::new();
+        for message in std::iter::once(first).chain(messages.try_iter()).take(BATCH) {
+            match message {
+                Message::Change(queued) => batch.push(queued),
+                Message::Close => {
+                    open = false;
+                    break;
+                }
+            }
+        }
+        if let Some(error) = apply(&mut db, batch) {
+            lost.get_or_insert(error);
+        }
+    }
+    lost
+}
+
+/// Applies a batch; the error of a change that nobody waits for, if there is one.
+fn apply(db: &mut Connection, batch: Vec<Queued>) -> Option<rusqlite::Error> {
+    let synchronous = if batch.iter().any(|m| m.durability == Durability::Machine) { "FULL" } else { "NORMAL" };
+    let mut lost = None;
+    let mut waiting = Vec::new();
+    let committed = db.pragma_update(None, "synchronous", synchronous).and_then(|()| {
+        let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for message in batch {
+            // A change that fails is undone by SQLite itself and does not harm the others.
+            match (message.done, (message.change)(&tx)) {
+                (Some(done), result) => waiting.push((done, result)),
+                (None, Err(error)) => lost = Some(error),
+                (None, Ok(())) => {}
+            }
+        }
+        tx.commit()
+    });
+    for (done, result) in waiting {
+        let _ = done.send(result.and_then(|()| committed.as_ref().map_err(repeat).map(|_| ())));
+    }
+    committed.err().or(lost)
+}
+
+/// The same error once more: SQLite's errors cannot be cloned.
+fn repeat(error: &rusqlite::Error) -> rusqlite::Error {
+    match error {
+        rusqlite::Error::SqliteFailure(code, text) => rusqlite::Error::SqliteFailure(*code, text.clone()),
+        other => rusqlite::Error::SqliteFailure(
+            rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ERROR),
+            Some(other.to_string()),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_told_is_there_when_a_commit_returns_and_a_bad_change_harms_no_other() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("x.db");
+        let db = Connection::open(&path).expect("open");
+        db.execute_batch("CREATE TABLE t(n INTEGER PRIMARY KEY)").expect("table");
+        let (writer, thread) = Writer::start(db);
+        for n in 0..1000 {
+            writer.tell(move |db| db.execute("INSERT INTO t VALUES (?)", [n]).map(drop));
+        }
+        writer.tell(|db| db.execute("INSERT INTO t VALUES (7)", []).map(drop));
+        assert!(writer.commit(Durability::Process, |db| db.execute("INSERT INTO t VALUES (8)", []).map(drop)).is_err());
+        writer.commit(Durability::Machine, |db| db.execute("INSERT INTO t VALUES (-1)", []).map(drop)).expect("kept");
+        let reader = Connection::open(&path).expect("open");
+        let count: i64 = reader.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("count");
+        assert_eq!(count, 1001);
+        writer.close();
+        assert!(thread.join().expect("thread").is_some(), "the lost change is reported");
+    }
+}

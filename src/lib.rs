@@ -1,0 +1,54 @@
+//! isolane runs a parallel test command so that every worker has a lane of its own: a
+//! name, a prefix, a database or schema, ports and a directory. A ledger knows who made
+//! what; what was made is removed, exactly that and nothing else.
+//!
+//! # One trip: `isolane run -- pytest -n 4`
+//!
+//! [`cli`] reads the arguments and [`settings`] folds them over environment and file;
+//! nothing reads the environment after that. [`runner`] says which tool it is. The
+//! [`supervisor`] announces the run in the [`ledger`] under a lock that the kernel frees
+//! if it dies ([`os::lock`]), promises each resource on the disk before a [`provider`]
+//! makes it ([`inventory`]), opens the [`api`] on a Unix socket, and starts the command
+//! in its own process group with nothing but environment added. In the workers, the
+//! shims (`shims/pytest`, `shims/exec`) ask for a lane before any user code runs, and
+//! report tests. The [`keeper`] gives lanes by the [`lane`] book; the [`roster`] knows
+//! who is in which test. At the end, what still lives is stopped, and [`mod@sweep`] undoes
+//! what the inventory owes: it is the one place that removes anything.
+//!
+//! # Rooms
+//!
+//! Modules are listed bottom to top, and a file uses only what stands above it in the
+//! list (`tests/it/tidy.rs` checks it). Drivers stay in their provider's file, SQL about
+//! isolane's own tables in the ledger, async code in `keeper`, `api` and `supervisor`.
+//!
+//! # What is deliberately absent
+//!
+//! No heartbeat and no pid as identity: locks and pidfds tell who lives. No name pattern
+//! decides what is removed. No cleanup in `Drop`. No wrapper around the command's output,
+//! except to mark lines where several copies of a plain command share it.
+//!
+//! The watchdog, which takes over when the supervisor itself is killed, is not built yet:
+//! the run lock it will wait on is ([`os::lock::RunLock`]), and its place is between
+//! `api` and `supervisor`.
+
+pub mod name;
+pub mod error;
+pub mod secret;
+pub mod clock;
+pub mod os;
+pub mod address;
+pub mod settings;
+pub mod ledger;
+pub mod provider;
+pub mod runner;
+pub mod lane;
+pub mod inventory;
+pub mod sweep;
+pub mod run;
+pub mod roster;
+pub mod keeper;
+pub mod api;
+pub mod supervisor;
+pub mod report;
+pub mod cli;
+pub mod commands;

@@ -1,0 +1,24 @@
+//! The program `isolane`.
+
+use std::process::exit;
+
+use clap::Parser;
+use isolane::cli::{Cli, Command};
+use isolane::error::{exit_code, one_line};
+use isolane::{commands, report};
+
+fn main() {
+    let done = match Cli::parse().command {
+        Command::Run(args) => commands::run(*args),
+        Command::Runs { ledger, format } => commands::runs(ledger, format.format),
+        Command::Query { sql, ledger, format } => commands::query(&sql, ledger, format.format),
+        Command::Record { kind, key } => commands::record(&kind, &key),
+        Command::Doctor { settings, format } => commands::doctor(settings, format.format),
+        Command::Init { force } => commands::init(force),
+        Command::Completions { shell } => commands::completions(shell),
+    };
+    exit(done.unwrap_or_else(|error| {
+        report::say(&one_line(&error));
+        exit_code(&error) as i32
+    }))
+}

@@ -1,0 +1,6 @@
+//! The operating system (Linux): processes, signals, locks, ports.
+
+pub mod lock;
+pub mod port;
+pub mod process;
+pub mod signal;

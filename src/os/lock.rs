@@ -1,0 +1,57 @@
+//! The run lock: held as long as the run's supervisor lives, freed by the kernel
+//! whatever ends it. No clock, no heartbeat, no pid says so.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A locked file, unlocked and removed by [`RunLock::release`], or unlocked by the
+/// kernel at the end of the process. It is not inherited by programs started.
+#[derive(Debug)]
+pub struct RunLock {
+    path: PathBuf,
+    file: File,
+}
+
+impl RunLock {
+    /// Makes and locks the file.
+    pub fn hold(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        file.lock()?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Whether the run that holds this lock lives. A missing file is a dead run's.
+    pub fn is_held(path: &Path) -> bool {
+        let Ok(file) = File::open(path) else { return false };
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => true,
+            // Unlocked again when the file is dropped.
+            Ok(()) | Err(TryLockError::Error(_)) => false,
+        }
+    }
+
+    /// Ends the hold and removes the file.
+    pub fn release(self) -> io::Result<()> {
+        // Removed first: nobody finds an unlocked file of a run that ended well.
+        std::fs::remove_file(&self.path)
+            .or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
+        self.file.unlock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_held_until_it_is_released() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("run.lock");
+        assert!(!RunLock::is_held(&path));
+        let lock = RunLock::hold(&path).expect("lock");
+        assert!(RunLock::is_held(&path));
+        lock.release().expect("release");
+        assert!(!RunLock::is_held(&path) && !path.exists());
+    }
+}

@@ -1,0 +1,99 @@
+//! Providers: what can make and remove resources for a lane, each in a file of its
+//! own; a driver is imported there and nowhere else.
+
+mod directory;
+mod postgres;
+mod sqlite;
+
+pub use directory::Directories;
+pub use postgres::Postgres;
+pub use sqlite::Sqlite;
+
+use std::fmt::Debug;
+
+use crate::address::Address;
+use crate::name::{Place, RunId};
+
+/// Something made, or about to be made, outside this process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resource {
+    /// The provider's id: where it is.
+    pub provider: String,
+    /// What it is.
+    pub kind: ResourceKind,
+    /// Its name there; for files and directories the path.
+    pub name: String,
+    /// Whose it is.
+    pub place: Place,
+}
+
+/// Kinds of resources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "each is what it says")]
+pub enum ResourceKind {
+    Database,
+    Schema,
+    Role,
+    File,
+    Directory,
+}
+
+impl ResourceKind {
+    /// The word for it, in the ledger and, with an `s` behind it, in messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Database => "database",
+            Self::Schema => "schema",
+            Self::Role => "role",
+            Self::File => "file",
+            Self::Directory => "directory",
+        }
+    }
+}
+
+/// What a provider puts into a worker's environment, besides the address itself.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Variables of the client library (`PGHOST`, …).
+    pub variables: Vec<(String, String)>,
+    /// The values of `{host}`, `{user}`, … in templates.
+    pub names: Vec<(&'static str, String)>,
+    /// The lane's schema, database or file: `ISOLANE_SCHEMA`.
+    pub schema: String,
+}
+
+/// The run for which things are made: it is written on everything that can carry a mark.
+#[derive(Clone, Debug)]
+pub struct Owner {
+    /// The run.
+    pub run: RunId,
+    /// This machine.
+    pub host: String,
+}
+
+/// A source of lanes. Every call is synchronous and may be repeated after a crash, with
+/// the same result.
+pub trait Provider: Debug + Send + Sync {
+    /// Where this is, without a password; one word for the ledger.
+    fn id(&self) -> &str;
+    /// What it is and how it separates lanes, for the summary.
+    fn summary(&self) -> String;
+    /// Whether lanes are made from a template of the run, which must be made first.
+    fn needs_template(&self) -> bool;
+    /// What `place` consists of, in the order of making.
+    fn plan(&self, place: Place) -> Vec<Resource>;
+    /// Makes one of them, and marks it where that is possible.
+    fn create(&self, resource: &Resource) -> anyhow::Result<()>;
+    /// Proves that a worker of `place` will find what it should, once all is made.
+    fn verify(&self, place: Place) -> anyhow::Result<()>;
+    /// Makes the template ready to be copied; nobody works in it from now on.
+    fn seal_template(&self) -> anyhow::Result<()>;
+    /// The user's `address` as a worker of `place` gets it; `None` if it is not of here.
+    fn address(&self, address: &Address, place: Place) -> Option<String>;
+    /// What a worker of `place` gets besides.
+    fn access(&self, place: Place) -> Access;
+    /// Ends whatever still works in `place`, such as sessions of a dead process.
+    fn disconnect(&self, place: Place) -> anyhow::Result<()>;
+    /// Removes it; what is not there is removed.
+    fn remove(&self, resource: &Resource) -> anyhow::Result<()>;
+}

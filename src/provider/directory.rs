@@ -1,0 +1,140 @@
+//! A directory for each lane, where its worker's temporary files go.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use super::{Access, Provider, Resource, ResourceKind};
+use crate::address::Address;
+use crate::name::{Place, Tag};
+
+/// Directories within the run's own.
+#[derive(Debug)]
+pub struct Directories {
+    root: PathBuf,
+    tag: Tag,
+}
+
+impl Directories {
+    /// The run's directory is `root`, the lanes' are in it.
+    pub fn new(root: PathBuf, tag: Tag) -> Self {
+        Self { root, tag }
+    }
+
+    fn path(&self, place: Place) -> PathBuf {
+        match place {
+            Place::Run => self.root.clone(),
+            Place::Lane(_) | Place::Template => self.root.join(place.prefix(&self.tag)),
+        }
+    }
+}
+
+/// Makes a directory that only its owner can enter.
+pub fn make_private(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
+/// Removes a directory with all in it; none is success. Tests leave directories that
+/// their owner may not list or change: those are opened up first.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(path)?;
+            fs::remove_dir_all(path)
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+fn open_up(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        // Not through symbolic links: what they point to is not ours.
+        if entry.file_type()?.is_dir() {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+impl Provider for Directories {
+    fn id(&self) -> &'static str {
+        "local"
+    }
+
+    fn summary(&self) -> String {
+        "a directory for each lane".to_owned()
+    }
+
+    fn needs_template(&self) -> bool {
+        false
+    }
+
+    fn plan(&self, place: Place) -> Vec<Resource> {
+        let name = self.path(place).display().to_string();
+        vec![Resource { provider: self.id().to_owned(), kind: ResourceKind::Directory, name, place }]
+    }
+
+    fn create(&self, resource: &Resource) -> anyhow::Result<()> {
+        make_private(Path::new(&resource.name)).with_context(|| format!("cannot make the directory {}", resource.name))
+    }
+
+    fn verify(&self, _place: Place) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn seal_template(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn address(&self, _address: &Address, _place: Place) -> Option<String> {
+        None
+    }
+
+    fn access(&self, place: Place) -> Access {
+        let path = self.path(place).display().to_string();
+        Access {
+            variables: vec![("ISOLANE_DIR".to_owned(), path.clone()), ("TMPDIR".to_owned(), path.clone())],
+            names: vec![("dir", path)],
+            schema: String::new(),
+        }
+    }
+
+    fn disconnect(&self, _place: Place) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
+        remove_tree(Path::new(&resource.name)).with_context(|| format!("cannot remove the directory {}", resource.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_tree_goes_whatever_its_modes_and_links_stay_within() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let outside = dir.path().join("outside");
+        fs::create_dir(&outside).expect("mkdir");
+        fs::write(outside.join("file"), "x").expect("write");
+        let tree = dir.path().join("tree");
+        fs::create_dir_all(tree.join("a/b")).expect("mkdir");
+        std::os::unix::fs::symlink(&outside, tree.join("a/link")).expect("link");
+        fs::set_permissions(tree.join("a"), fs::Permissions::from_mode(0o500)).expect("chmod");
+        remove_tree(&tree).expect("removed");
+        remove_tree(&tree).expect("removed twice");
+        assert!(!tree.exists() && outside.join("file").exists());
+    }
+}

@@ -1,0 +1,258 @@
+//! PostgreSQL: a database for each lane, or a schema and a login role for each lane.
+
+mod connection;
+mod database;
+mod dump;
+mod facts;
+mod schema;
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use super::{Access, Owner, Provider, Resource, ResourceKind};
+use crate::address::{Address, LaneTarget, PostgresAddress};
+use crate::error::Stop;
+use crate::name::{Identifier, Place, Tag};
+use crate::settings::Isolation;
+use connection::Pool;
+use database::Databases;
+use facts::Facts;
+use schema::Schemas;
+
+/// The lanes of one PostgreSQL database.
+#[derive(Debug)]
+pub struct Postgres {
+    id: String,
+    address: PostgresAddress,
+    names: Names,
+    facts: Facts,
+    separation: Separation,
+    /// Why this separation, for the summary.
+    reason: String,
+    has_setup: bool,
+}
+
+#[derive(Debug)]
+enum Separation {
+    Database(Databases),
+    Schema(Schemas),
+}
+
+/// How this run names and marks things on the server.
+#[derive(Clone, Debug)]
+struct Names {
+    tag: Tag,
+    /// Tells several databases of one run apart.
+    suffix: String,
+    owner: Owner,
+}
+
+impl Names {
+    fn of(&self, place: Place) -> String {
+        format!("{}{}", place.schema(&self.tag), self.suffix)
+    }
+
+    /// The mark: a comment that says whose a thing is.
+    fn mark(&self, place: Place) -> String {
+        let place = place.lane().map_or("template".to_owned(), |lane| format!("lane {lane}"));
+        // Only hex digits, dashes and a host name: nothing that could end the literal.
+        let host: String =
+            self.owner.host.chars().filter(|c| c.is_ascii_alphanumeric() || "-._".contains(*c)).collect();
+        format!("isolane run {} {place} host {host}", self.owner.run)
+    }
+}
+
+fn identifier(name: &str) -> anyhow::Result<Identifier> {
+    Identifier::new(name).with_context(|| {
+        format!("the name {name:?} is longer than the {} bytes that PostgreSQL keeps", Identifier::MAX_BYTES)
+    })
+}
+
+impl Postgres {
+    /// Looks at the user's database and decides how lanes are separated. `root` is a
+    /// directory of the run, for dumps.
+    pub fn open(
+        address: &PostgresAddress,
+        isolation: Isolation,
+        root: &Path,
+        owner: &Owner,
+        suffix: String,
+        has_setup: bool,
+    ) -> anyhow::Result<Self> {
+        let facts = Facts::ask(address)?;
+        let names = Names { tag: owner.run.tag(), suffix, owner: owner.clone() };
+        let (separation, reason) = match isolation {
+            Isolation::Database => match facts.no_databases(address) {
+                None => (Self::databases(address, &facts, &names)?, "as asked".to_owned()),
+                Some(why) => bail!(Stop::not_started(format!(
+                    "{why}; `ALTER ROLE {} CREATEDB` allows it, and --isolation schema does without",
+                    address.user()
+                ))),
+            },
+            Isolation::Schema => (Self::schemas(address, &facts, &names, root)?, "as asked".to_owned()),
+            Isolation::Auto | Isolation::None => match facts.no_databases(address) {
+                None => (Self::databases(address, &facts, &names)?, "the login may create databases".to_owned()),
+                Some(why) => (Self::schemas(address, &facts, &names, root)?, why),
+            },
+        };
+        let reason = match &separation {
+            Separation::Schema(schemas) if !schemas.has_roles() => format!(
+                "{reason}; nor roles, so lanes share the login `{}` and the search path is in the address and PGOPTIONS",
+                address.user()
+            ),
+            Separation::Database(Databases { dump_because: Some(why), .. }) => {
+                format!("{reason}; copied by pg_dump, because {why}")
+            }
+            _ => reason,
+        };
+        Ok(Self { id: address.id(), address: address.clone(), names, facts, separation, reason, has_setup })
+    }
+
+    fn databases(address: &PostgresAddress, facts: &Facts, names: &Names) -> anyhow::Result<Separation> {
+        Ok(Separation::Database(Databases {
+            admin: Pool::new(connection::config(address)?.dbname(facts.maintenance_database(address)).clone()),
+            source: address.clone(),
+            names: names.clone(),
+            dump_because: facts.no_copy(address),
+            facts: facts.clone(),
+        }))
+    }
+
+    fn schemas(address: &PostgresAddress, facts: &Facts, names: &Names, root: &Path) -> anyhow::Result<Separation> {
+        if !facts.may_create_schemas {
+            bail!(Stop::not_started(format!(
+                "the role {user} may create neither databases nor schemas in {database}; `ALTER ROLE {user} CREATEDB` or `GRANT CREATE ON DATABASE {database} TO {user}` allows it",
+                user = address.user(),
+                database = address.database()
+            )));
+        }
+        Ok(Separation::Schema(Schemas::new(address, facts, names.clone(), root)?))
+    }
+}
+
+impl Provider for Postgres {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn summary(&self) -> String {
+        let what = match &self.separation {
+            Separation::Database(_) => "a database for each lane",
+            Separation::Schema(schemas) if schemas.has_roles() => "a schema and a role for each lane",
+            Separation::Schema(_) => "a schema for each lane",
+        };
+        format!("PostgreSQL {}, {what} ({})", self.facts.version_text, self.reason)
+    }
+
+    fn needs_template(&self) -> bool {
+        self.has_setup
+            || match &self.separation {
+                Separation::Database(databases) => databases.dump_because.is_some(),
+                Separation::Schema(schemas) => schemas.has_source(),
+            }
+    }
+
+    fn plan(&self, place: Place) -> Vec<Resource> {
+        let kinds: &[ResourceKind] = match &self.separation {
+            Separation::Database(_) => &[ResourceKind::Database],
+            // Without setup, the user's own schema is dumped as it stands: nothing is made.
+            Separation::Schema(_) if place == Place::Template && !self.has_setup => &[],
+            Separation::Schema(schemas) if schemas.has_roles() => &[ResourceKind::Role, ResourceKind::Schema],
+            Separation::Schema(_) => &[ResourceKind::Schema],
+        };
+        let name = self.names.of(place);
+        kinds
+            .iter()
+            .map(|kind| Resource { provider: self.id.clone(), kind: *kind, name: name.clone(), place })
+            .collect()
+    }
+
+    fn create(&self, resource: &Resource) -> anyhow::Result<()> {
+        let made = match &self.separation {
+            Separation::Database(databases) => {
+                databases.create(resource.place, self.has_setup || databases.dump_because.is_some())
+            }
+            Separation::Schema(schemas) if resource.kind == ResourceKind::Role => schemas.create_role(resource.place),
+            Separation::Schema(schemas) => schemas.create_schema(resource.place, self.has_setup),
+        };
+        made.with_context(|| format!("cannot make the {} {}", resource.kind.as_str(), resource.name))
+    }
+
+    fn verify(&self, place: Place) -> anyhow::Result<()> {
+        match &self.separation {
+            Separation::Database(_) => Ok(()),
+            Separation::Schema(schemas) => schemas.verify(place),
+        }
+    }
+
+    fn seal_template(&self) -> anyhow::Result<()> {
+        match &self.separation {
+            Separation::Database(databases) => databases.seal(),
+            Separation::Schema(schemas) => schemas.dump(self.has_setup),
+        }
+    }
+
+    fn address(&self, address: &Address, place: Place) -> Option<String> {
+        let Address::Postgres(address) = address else { return None };
+        if address.id() != self.id {
+            return None;
+        }
+        let name = self.names.of(place);
+        Some(match &self.separation {
+            Separation::Database(_) => address.with(&LaneTarget { database: Some(&name), ..LaneTarget::default() }),
+            Separation::Schema(schemas) => {
+                let password = schemas.password(place);
+                let login = schemas.has_roles().then_some((name.as_str(), &password));
+                let search_path = (!schemas.has_roles()).then_some(name.as_str());
+                address.with(&LaneTarget { login, search_path, ..LaneTarget::default() })
+            }
+        })
+    }
+
+    fn access(&self, place: Place) -> Access {
+        let name = self.names.of(place);
+        let mut user = self.address.user().to_owned();
+        let mut password = self.address.password().map(|password| password.reveal().to_owned());
+        let mut database = self.address.database().to_owned();
+        let mut options = None;
+        match &self.separation {
+            Separation::Database(_) => database.clone_from(&name),
+            Separation::Schema(schemas) if schemas.has_roles() => {
+                user.clone_from(&name);
+                password = Some(schemas.password(place).reveal().to_owned());
+            }
+            Separation::Schema(_) => options = Some(format!("-csearch_path={name}")),
+        }
+        let hosts = self.address.hosts().join(",");
+        let ports = self.address.ports().iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+        let mut variables = vec![
+            ("PGHOST".to_owned(), hosts.clone()),
+            ("PGPORT".to_owned(), ports.clone()),
+            ("PGUSER".to_owned(), user.clone()),
+            ("PGDATABASE".to_owned(), database.clone()),
+            ("PGAPPNAME".to_owned(), name.clone()),
+        ];
+        variables.extend(password.clone().map(|password| ("PGPASSWORD".to_owned(), password)));
+        variables.extend(options.map(|options| ("PGOPTIONS".to_owned(), options)));
+        let mut names = vec![("host", hosts), ("port", ports), ("user", user), ("database", database)];
+        names.extend(password.map(|password| ("password", password)));
+        Access { variables, names, schema: name }
+    }
+
+    fn disconnect(&self, place: Place) -> anyhow::Result<()> {
+        match &self.separation {
+            Separation::Database(databases) => databases.disconnect(place),
+            Separation::Schema(schemas) => schemas.disconnect(place),
+        }
+    }
+
+    fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
+        let removed = match (&self.separation, resource.kind) {
+            (Separation::Database(databases), _) => databases.remove(&resource.name),
+            (Separation::Schema(schemas), ResourceKind::Role) => schemas.remove_role(&resource.name),
+            (Separation::Schema(schemas), _) => schemas.remove_schema(&resource.name),
+        };
+        removed.with_context(|| format!("cannot remove the {} {}", resource.kind.as_str(), resource.name))
+    }
+}

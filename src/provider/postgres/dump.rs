@@ -1,0 +1,317 @@
+//! Copies through pg_dump and psql, where the server cannot copy by itself.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+
+use super::facts::Facts;
+use crate::address::PostgresAddress;
+use crate::error::Stop;
+use crate::secret::Secret;
+
+/// A dump of one schema, as text.
+#[derive(Debug)]
+pub struct SchemaDump<'a> {
+    /// The schema's name as SQL spells it.
+    pub schema: String,
+    /// Names in it that stay where they are: members of extensions.
+    pub shared: &'a [String],
+}
+
+/// Fills the empty database `target` with what `source` holds.
+pub fn copy_database(source: &PostgresAddress, target: &str, facts: &Facts) -> anyhow::Result<()> {
+    let mut dump = program("pg_dump", facts)?;
+    login(&mut dump, source, None);
+    if !facts.is_superuser {
+        dump.args(["--no-owner", "--no-privileges"]);
+    }
+    let mut dump = dump
+        .arg("--dbname")
+        .arg(source.database())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .stdin(Stdio::null())
+        .spawn()
+        .context("cannot start pg_dump")?;
+    let mut restore = program("psql", facts)?;
+    login(&mut restore, source, None);
+    let text = dump.stdout.take().context("pg_dump has an output")?;
+    let restored = restore
+        .args(PSQL)
+        .arg("--dbname")
+        .arg(target)
+        .stdin(text)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()
+        .context("cannot start psql")?;
+    let dumped = dump.wait_with_output()?;
+    succeed("pg_dump", dumped.status, &dumped.stderr)?;
+    succeed("psql", restored.status, &restored.stderr)
+}
+
+/// Writes a dump of one schema to a file.
+pub fn dump_schema(address: &PostgresAddress, schema: &str, file: &Path, facts: &Facts) -> anyhow::Result<()> {
+    let mut dump = program("pg_dump", facts)?;
+    login(&mut dump, address, None);
+    dump.args(["--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions", "--no-tablespaces"]);
+    // In quotes, because pg_dump takes a pattern.
+    let exact = if schema.starts_with('"') { schema.to_owned() } else { format!("\"{schema}\"") };
+    let output = dump
+        .arg("--schema")
+        .arg(exact)
+        .arg("--file")
+        .arg(file)
+        .arg("--dbname")
+        .arg(address.database())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()
+        .context("cannot start pg_dump")?;
+    succeed("pg_dump", output.status, &output.stderr)
+}
+
+/// Replays a dump into the schema `target`, which exists and is empty.
+pub fn restore_schema(
+    address: &PostgresAddress,
+    as_login: Option<(&str, &Secret)>,
+    dump: &SchemaDump<'_>,
+    file: &Path,
+    target: &str,
+) -> anyhow::Result<()> {
+    let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = rename_schema(&text, &dump.schema, target, &dump.shared.iter().map(String::as_str).collect());
+    let renamed = file.with_extension(format!("{target}.sql"));
+    File::create(&renamed)
+        .and_then(|mut f| f.write_all(&text))
+        .with_context(|| format!("cannot write {}", renamed.display()))?;
+    let mut restore = Command::new(find("psql").ok_or_else(|| missing("psql"))?);
+    login(&mut restore, address, as_login);
+    let output = restore
+        .args(PSQL)
+        .arg("--single-transaction")
+        .arg("--file")
+        .arg(&renamed)
+        .arg("--dbname")
+        .arg(address.database())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()
+        .context("cannot start psql")?;
+    fs::remove_file(&renamed).with_context(|| format!("cannot remove {}", renamed.display()))?;
+    succeed("psql", output.status, &output.stderr)
+}
+
+/// No user's start file, no chatter, and an end at the first error.
+const PSQL: [&str; 5] = ["--no-psqlrc", "--quiet", "--no-password", "--set", "ON_ERROR_STOP=1"];
+
+fn login(command: &mut Command, address: &PostgresAddress, as_login: Option<(&str, &Secret)>) {
+    let ports: Vec<_> = address.ports().iter().map(u16::to_string).collect();
+    let (user, password) =
+        as_login.map_or((address.user(), address.password()), |(user, password)| (user, Some(password)));
+    // Through the environment: arguments are for everybody to read.
+    command.env("PGHOST", address.hosts().join(",")).env("PGPORT", ports.join(",")).env("PGUSER", user);
+    command.env_remove("PGOPTIONS").env_remove("PGDATABASE").env_remove("PGSERVICE").env("PGAPPNAME", "isolane");
+    match password {
+        Some(password) => command.env("PGPASSWORD", password.reveal()),
+        None => command.env_remove("PGPASSWORD"),
+    };
+}
+
+/// A program of PostgreSQL, at least as new as the server.
+fn program(name: &str, facts: &Facts) -> anyhow::Result<Command> {
+    let path = find(name).ok_or_else(|| missing(name))?;
+    let output =
+        Command::new(&path).arg("--version").output().with_context(|| format!("cannot start {}", path.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let major: i32 = text.split(|c: char| !c.is_ascii_digit()).find_map(|word| word.parse().ok()).unwrap_or(0);
+    if major < facts.version / 10_000 {
+        bail!(Stop::not_started(format!(
+            "{} is of version {major} and cannot copy from a server of version {}; install postgresql-client-{}",
+            path.display(),
+            facts.version_text,
+            facts.version / 10_000
+        )));
+    }
+    Ok(Command::new(path))
+}
+
+/// Looks for the newest version where Debian keeps them side by side, then on the path.
+fn find(name: &str) -> Option<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let newest = versions
+        .filter_map(|entry| {
+            Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin").join(name)))
+        })
+        .filter(|(_, path)| path.is_file())
+        .max();
+    newest.map(|(_, path)| path).or_else(|| which::which(name).ok())
+}
+
+fn missing(name: &str) -> anyhow::Error {
+    Stop::not_started(format!(
+        "the program {name} is missing, which copies a schema, or a database that is in use; install it (Debian: apt-get install postgresql-client)"
+    ))
+}
+
+fn succeed(name: &str, status: std::process::ExitStatus, stderr: &[u8]) -> anyhow::Result<()> {
+    if status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(stderr);
+    let first = text
+        .lines()
+        .find(|line| line.contains("ERROR") || line.contains("error:") || line.contains("FATAL"))
+        .or(text.lines().next());
+    bail!("{name} failed: {}", first.unwrap_or("it said nothing").trim())
+}
+
+/// A dump with the schema `from` (as SQL spells it) called `to`, a plain name. Names in
+/// `shared` stay where they are. The data of COPY and the content of literals stay as
+/// they are, except for literals that are names (`'public.orders_id_seq'::regclass`).
+fn rename_schema(dump: &[u8], from: &str, to: &str, shared: &HashSet<&str>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(dump.len() + dump.len() / 16);
+    let mut in_copy = false;
+    let mut scanner = Scanner::default();
+    for line in dump.split_inclusive(|byte| *byte == b'\n') {
+        let trimmed = line.trim_ascii_end();
+        if in_copy {
+            in_copy = trimmed != b"\\.";
+            out.extend_from_slice(line);
+            continue;
+        }
+        if scanner.is_outside() {
+            // The schema is there already, and is isolane's, with isolane's comment.
+            let own = [format!("CREATE SCHEMA {from};"), format!("COMMENT ON SCHEMA {from} IS ")];
+            if trimmed == own[0].as_bytes() || trimmed.starts_with(own[1].as_bytes()) {
+                continue;
+            }
+            in_copy = trimmed.starts_with(b"COPY ") && trimmed.ends_with(b"FROM stdin;");
+        }
+        scanner.rename_line(line, from.as_bytes(), to.as_bytes(), shared, &mut out);
+    }
+    out
+}
+
+/// Where in SQL text a scan stands, from line to line.
+#[derive(Debug, Default)]
+struct Scanner {
+    /// Within a literal in single quotes.
+    literal: bool,
+    /// Within dollar quotes, with this tag: the body of a function.
+    dollar: Option<Vec<u8>>,
+}
+
+impl Scanner {
+    fn is_outside(&self) -> bool {
+        !self.literal && self.dollar.is_none()
+    }
+
+    fn rename_line(&mut self, line: &[u8], from: &[u8], to: &[u8], shared: &HashSet<&str>, out: &mut Vec<u8>) {
+        let mut at = 0;
+        while at < line.len() {
+            let rest = &line[at..];
+            if self.is_outside() && rest.starts_with(b"--") {
+                out.extend_from_slice(rest);
+                return;
+            }
+            if !self.literal && rest[0] == b'$' {
+                if let Some(tag) = dollar_tag(rest) {
+                    match &self.dollar {
+                        Some(open) if open == tag => self.dollar = None,
+                        None => self.dollar = Some(tag.to_vec()),
+                        Some(_) => {}
+                    }
+                    out.extend_from_slice(tag);
+                    at += tag.len();
+                    continue;
+                }
+            }
+            if self.dollar.is_none() && rest[0] == b'\'' {
+                self.literal = !self.literal;
+            }
+            let before = line[..at].last().copied().unwrap_or(b' ');
+            let starts_name = !(before.is_ascii_alphanumeric() || b"_$.\"".contains(&before) || before >= 0x80);
+            let in_place = !self.literal || (before == b'\'' && is_regclass_literal(rest));
+            if starts_name
+                && in_place
+                && rest.starts_with(from)
+                && rest.get(from.len()) == Some(&b'.')
+                && !shared.contains(name_at(&rest[from.len() + 1..]).as_str())
+            {
+                out.extend_from_slice(to);
+                at += from.len();
+                continue;
+            }
+            out.push(rest[0]);
+            at += 1;
+        }
+    }
+}
+
+/// `$tag$` at the beginning of `text`.
+fn dollar_tag(text: &[u8]) -> Option<&[u8]> {
+    let end = 1 + text[1..].iter().position(|byte| *byte == b'$')?;
+    text[1..end].iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_').then(|| &text[..=end])
+}
+
+/// Whether the literal whose inside begins here is followed by a cast to `regclass` or
+/// one of its kin.
+fn is_regclass_literal(inside: &[u8]) -> bool {
+    inside.iter().position(|byte| *byte == b'\'').is_some_and(|end| inside[end + 1..].starts_with(b"::reg"))
+}
+
+/// The name at the beginning of `text`, without its quotes.
+fn name_at(text: &[u8]) -> String {
+    let bytes: Vec<u8> = match text.first() {
+        Some(b'"') => text[1..].iter().copied().take_while(|byte| *byte != b'"').collect(),
+        _ => text
+            .iter()
+            .copied()
+            .take_while(|byte| byte.is_ascii_alphanumeric() || *byte == b'_' || *byte >= 0x80)
+            .collect(),
+    };
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rename(dump: &str, from: &str) -> String {
+        String::from_utf8(rename_schema(dump.as_bytes(), from, "lane", &HashSet::from(["citext"]))).expect("UTF-8")
+    }
+
+    #[test]
+    fn names_are_renamed_and_data_and_literals_are_not() {
+        let dump = "CREATE SCHEMA public;\nCOMMENT ON SCHEMA public IS 'standard';\n\
+            CREATE TABLE public.t (a public.citext, b public.mood DEFAULT 'x'::public.mood, c text DEFAULT 'see public.t');\n\
+            ALTER TABLE ONLY public.t ALTER COLUMN id SET DEFAULT nextval('public.t_id_seq'::regclass);\n\
+            COPY public.t (c) FROM stdin;\npublic.t\n\\.\n\
+            CREATE FUNCTION public.f() AS $_$ SELECT 'it''s' FROM public.t -- public.t $_$;\n\
+            SELECT republic.x, public_x.y, other.public.z;\n";
+        let expected = "CREATE TABLE lane.t (a public.citext, b lane.mood DEFAULT 'x'::lane.mood, c text DEFAULT 'see public.t');\n\
+            ALTER TABLE ONLY lane.t ALTER COLUMN id SET DEFAULT nextval('lane.t_id_seq'::regclass);\n\
+            COPY lane.t (c) FROM stdin;\npublic.t\n\\.\n\
+            CREATE FUNCTION lane.f() AS $_$ SELECT 'it''s' FROM lane.t -- lane.t $_$;\n\
+            SELECT republic.x, public_x.y, other.public.z;\n";
+        assert_eq!(rename(dump, "public"), expected);
+    }
+
+    #[test]
+    fn a_name_in_quotes_is_renamed() {
+        assert_eq!(rename("CREATE TABLE \"My App\".\"T\" ();\n", "\"My App\""), "CREATE TABLE lane.\"T\" ();\n");
+    }
+
+    #[test]
+    fn a_literal_over_several_lines_stays() {
+        let dump = "COMMENT ON TABLE public.t IS 'one\npublic.t\n';\nSELECT public.f();\n";
+        assert_eq!(rename(dump, "public"), "COMMENT ON TABLE lane.t IS 'one\npublic.t\n';\nSELECT lane.f();\n");
+    }
+}

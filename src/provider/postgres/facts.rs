@@ -1,0 +1,140 @@
+//! What the server and the login can do, asked once.
+
+use anyhow::Context;
+use postgres::Row;
+
+use super::connection;
+use crate::address::PostgresAddress;
+
+/// What was found.
+#[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an answer of the server")]
+pub struct Facts {
+    /// `15.18`
+    pub version_text: String,
+    /// `150018`
+    pub version: i32,
+    pub is_superuser: bool,
+    pub may_create_databases: bool,
+    pub may_create_roles: bool,
+    pub may_create_schemas: bool,
+    may_copy: bool,
+    /// Sessions of others in the user's database.
+    others: i64,
+    /// The database's owner, quoted for SQL.
+    pub owner: String,
+    /// Whether the login is the owner, or may act as the owner.
+    pub is_owner: bool,
+    /// Settings of the database (`ALTER DATABASE … SET`), which a copy does not get: the
+    /// role or nothing, quoted for SQL, and `name=value`.
+    pub settings: Vec<(Option<String>, String)>,
+    /// Grants on the database, where they are not the default: grantee and privilege.
+    pub grants: Option<Vec<(String, String)>>,
+    /// How to make an empty database that takes this one's content.
+    pub template0_options: String,
+    /// The schema that unqualified names are made in.
+    pub schema: Option<String>,
+}
+
+const QUESTIONS: &str = "
+SELECT current_setting('server_version') AS version_text,
+       current_setting('server_version_num')::int AS version,
+       r.rolsuper, r.rolcreatedb, r.rolcreaterole,
+       d.datistemplate OR pg_has_role(d.datdba, 'MEMBER') AS may_copy,
+       pg_has_role(d.datdba, 'MEMBER') AS is_owner,
+       has_database_privilege(d.oid, 'CREATE') AS may_create_schemas,
+       quote_ident(pg_get_userbyid(d.datdba)) AS owner,
+       pg_encoding_to_char(d.encoding) AS encoding, d.datcollate, d.datctype,
+       to_jsonb(d) ->> 'datlocprovider' AS provider,
+       coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') AS locale,
+       (SELECT count(*) FROM pg_stat_activity a
+         WHERE a.datid = d.oid AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend') AS others,
+       current_schema()::text AS schema,
+       d.datacl IS NOT NULL AS has_grants
+  FROM pg_database d, pg_roles r
+ WHERE d.datname = current_database() AND r.rolname = current_user";
+
+const SETTINGS: &str = "
+SELECT quote_ident(r.rolname) AS role, unnest(s.setconfig) AS setting
+  FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase LEFT JOIN pg_roles r ON r.oid = s.setrole
+ WHERE d.datname = current_database()";
+
+const GRANTS: &str = "
+SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS grantee, a.privilege_type AS privilege
+  FROM pg_database d, aclexplode(d.datacl) a WHERE d.datname = current_database()";
+
+impl Facts {
+    /// Logs in to the user's database and asks.
+    pub fn ask(address: &PostgresAddress) -> anyhow::Result<Self> {
+        let mut client = connection::connect(&connection::config(address)?)?;
+        let row = client.query_one(QUESTIONS, &[]).context("cannot read the server's catalog")?;
+        let settings = client.query(SETTINGS, &[]).context("cannot read the database's settings")?;
+        let grants = if row.get("has_grants") {
+            Some(client.query(GRANTS, &[]).context("cannot read the database's grants")?)
+        } else {
+            None
+        };
+        client.close().context("cannot end the session")?;
+        let is_superuser = row.get("rolsuper");
+        Ok(Self {
+            version_text: row.get::<_, String>("version_text").split(' ').next().unwrap_or_default().to_owned(),
+            version: row.get("version"),
+            is_superuser,
+            may_create_databases: is_superuser || row.get("rolcreatedb"),
+            may_create_roles: is_superuser || row.get("rolcreaterole"),
+            may_create_schemas: row.get("may_create_schemas"),
+            may_copy: row.get("may_copy"),
+            others: row.get("others"),
+            owner: row.get("owner"),
+            is_owner: row.get("is_owner"),
+            settings: settings.iter().map(|row| (row.get("role"), row.get("setting"))).collect(),
+            grants: grants.map(|rows| rows.iter().map(|row| (row.get("grantee"), row.get("privilege"))).collect()),
+            template0_options: template0_options(&row),
+            schema: row.get("schema"),
+        })
+    }
+
+    /// Why there can be no database for each lane; `None` where there can.
+    pub fn no_databases(&self, address: &PostgresAddress) -> Option<String> {
+        (!self.may_create_databases).then(|| format!("the role {} may not create databases", address.user()))
+    }
+
+    /// Why the server cannot copy the user's database itself; `None` where it can.
+    pub fn no_copy(&self, address: &PostgresAddress) -> Option<String> {
+        if !self.may_copy {
+            Some(format!("{} belongs to {}", address.database(), self.owner))
+        } else if self.others > 0 {
+            // CREATE DATABASE would wait five seconds for them and then refuse.
+            Some(format!("others are connected to {}", address.database()))
+        } else {
+            None
+        }
+    }
+
+    /// The database to be connected to while databases are made and dropped: not the one
+    /// that is copied.
+    pub fn maintenance_database(&self, address: &PostgresAddress) -> &'static str {
+        if address.database() == "postgres" { "template1" } else { "postgres" }
+    }
+}
+
+fn template0_options(row: &Row) -> String {
+    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let mut options = format!(
+        "ENCODING {} LC_COLLATE {} LC_CTYPE {}",
+        literal(row.get("encoding")),
+        literal(row.get("datcollate")),
+        literal(row.get("datctype"))
+    );
+    // ICU came with PostgreSQL 15, the built-in provider with 17.
+    let provider: Option<String> = row.get("provider");
+    let locale: Option<String> = row.get("locale");
+    match (provider.as_deref(), locale) {
+        (Some("i"), Some(locale)) => options.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {}", literal(&locale))),
+        (Some("b"), Some(locale)) => {
+            options.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {}", literal(&locale)))
+        }
+        _ => {}
+    }
+    options
+}

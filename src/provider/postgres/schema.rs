@@ -1,0 +1,225 @@
+//! A schema for each lane, in the user's own database, with a login role of its own
+//! whose search path is that schema and nothing else: a name without a schema can
+//! never fall through into a shared one.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use anyhow::{Context, ensure};
+use postgres::error::SqlState;
+use uuid::Uuid;
+
+use super::connection::{self, Pool, readable};
+use super::dump::{self, SchemaDump};
+use super::facts::Facts;
+use super::{Names, identifier};
+use crate::address::PostgresAddress;
+use crate::name::Place;
+use crate::secret::Secret;
+
+/// Schemas as lanes.
+#[derive(Debug)]
+pub struct Schemas {
+    admin: Pool,
+    address: PostgresAddress,
+    facts: Facts,
+    names: Names,
+    has_roles: bool,
+    /// What the user's own schema is called and holds.
+    source: Source,
+    /// Where the dump is that lanes are filled from.
+    dump_file: PathBuf,
+    passwords: Mutex<HashMap<Place, Secret>>,
+}
+
+#[derive(Debug)]
+struct Source {
+    /// As SQL spells it, in quotes where it needs them.
+    schema: String,
+    is_empty: bool,
+    /// Members of extensions in it: they exist once for all lanes.
+    shared: Vec<String>,
+}
+
+const SOURCE: &str = "
+SELECT quote_ident(current_schema()) AS schema,
+       NOT EXISTS (SELECT FROM pg_class WHERE relnamespace = n.oid)
+       AND NOT EXISTS (SELECT FROM pg_proc WHERE pronamespace = n.oid)
+       AND NOT EXISTS (SELECT FROM pg_type WHERE typnamespace = n.oid) AS is_empty,
+       ARRAY(SELECT DISTINCT o.name FROM pg_depend d
+               JOIN (SELECT 'pg_class'::regclass AS class, oid, relname AS name FROM pg_class WHERE relnamespace = n.oid
+                     UNION ALL SELECT 'pg_proc'::regclass, oid, proname FROM pg_proc WHERE pronamespace = n.oid
+                     UNION ALL SELECT 'pg_type'::regclass, oid, typname FROM pg_type WHERE typnamespace = n.oid
+                     UNION ALL SELECT 'pg_opclass'::regclass, oid, opcname FROM pg_opclass WHERE opcnamespace = n.oid
+                     UNION ALL SELECT 'pg_operator'::regclass, oid, oprname FROM pg_operator WHERE oprnamespace = n.oid) o
+                 ON d.classid = o.class AND d.objid = o.oid
+              WHERE d.deptype = 'e')::text[] AS shared
+  FROM pg_namespace n WHERE n.nspname = current_schema()";
+
+impl Schemas {
+    /// Looks at the user's schema.
+    pub fn new(address: &PostgresAddress, facts: &Facts, names: Names, root: &Path) -> anyhow::Result<Self> {
+        let admin = Pool::new(connection::config(address)?);
+        let row = admin
+            .with(|client| client.query_opt(SOURCE, &[]))
+            .map_err(readable)?
+            .context("the login's search path names no schema that exists")?;
+        let source = Source { schema: row.get("schema"), is_empty: row.get("is_empty"), shared: row.get("shared") };
+        let dump_file = root.join(format!("template{}.sql", names.suffix));
+        Ok(Self {
+            admin,
+            address: address.clone(),
+            has_roles: facts.may_create_roles,
+            facts: facts.clone(),
+            names,
+            source,
+            dump_file,
+            passwords: Mutex::default(),
+        })
+    }
+
+    /// Whether each lane has a login role of its own.
+    pub fn has_roles(&self) -> bool {
+        self.has_roles
+    }
+
+    /// Whether there is anything to copy into a lane.
+    pub fn has_source(&self) -> bool {
+        !self.source.is_empty
+    }
+
+    /// The password of a lane's role; it is made up here and kept nowhere else.
+    pub fn password(&self, place: Place) -> Secret {
+        let mut passwords = self.passwords.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        passwords.entry(place).or_insert_with(|| Secret::new(Uuid::new_v4().simple().to_string())).clone()
+    }
+
+    /// Makes a lane's role, marked, with its search path.
+    pub fn create_role(&self, place: Place) -> anyhow::Result<()> {
+        let name = self.names.of(place);
+        let role = identifier(&name)?;
+        // A verifier and not the password: it stands in no log of the server, and a client
+        // hashes faster than the server would (RFC 5802).
+        let verifier = postgres_protocol::password::scram_sha_256(self.password(place).reveal().as_bytes());
+        let sql = format!(
+            "CREATE ROLE {role} LOGIN PASSWORD '{verifier}'; COMMENT ON ROLE {role} IS '{}';
+             GRANT {role} TO CURRENT_USER; ALTER ROLE {role} SET search_path = {role};",
+            self.names.mark(place)
+        );
+        let made = self.admin.with(|client| client.batch_execute(&sql));
+        if made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::DUPLICATE_OBJECT)) {
+            self.remove_role(&name)?;
+            return self.admin.with(|client| client.batch_execute(&sql)).map_err(readable);
+        }
+        made.map_err(readable)
+    }
+
+    /// Makes a lane's schema, marked, and fills it.
+    pub fn create_schema(&self, place: Place, has_setup: bool) -> anyhow::Result<()> {
+        let name = self.names.of(place);
+        let schema = identifier(&name)?;
+        let owner = if self.has_roles { format!(" AUTHORIZATION {schema}") } else { String::new() };
+        let sql = format!("CREATE SCHEMA {schema}{owner}; COMMENT ON SCHEMA {schema} IS '{}';", self.names.mark(place));
+        let made = self.admin.with(|client| client.batch_execute(&sql));
+        if made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::DUPLICATE_SCHEMA)) {
+            self.remove_schema(&name)?;
+            self.admin.with(|client| client.batch_execute(&sql)).map_err(readable)?;
+        } else {
+            made.map_err(readable)?;
+        }
+        if place == Place::Template {
+            if self.has_source() {
+                dump::dump_schema(&self.address, &self.source.schema, &self.dump_file, &self.facts)?;
+                self.fill(place, &self.source_dump())?;
+            }
+        } else if has_setup {
+            self.fill(place, &self.template_dump())?;
+        } else if self.has_source() {
+            self.fill(place, &self.source_dump())?;
+        }
+        Ok(())
+    }
+
+    fn fill(&self, place: Place, dump: &SchemaDump<'_>) -> anyhow::Result<()> {
+        let name = self.names.of(place);
+        let password = self.password(place);
+        let login = if self.has_roles { Some((name.as_str(), &password)) } else { None };
+        dump::restore_schema(&self.address, login, dump, &self.dump_file, &name)
+    }
+
+    fn source_dump(&self) -> SchemaDump<'_> {
+        SchemaDump { schema: self.source.schema.clone(), shared: &self.source.shared }
+    }
+
+    fn template_dump(&self) -> SchemaDump<'_> {
+        SchemaDump { schema: self.names.of(Place::Template), shared: &[] }
+    }
+
+    /// Writes down what lanes are filled with.
+    pub fn dump(&self, has_setup: bool) -> anyhow::Result<()> {
+        let schema = if has_setup { self.names.of(Place::Template) } else { self.source.schema.clone() };
+        dump::dump_schema(&self.address, &schema, &self.dump_file, &self.facts)
+    }
+
+    /// Logs in as the lane's worker will and looks where it comes out.
+    pub fn verify(&self, place: Place) -> anyhow::Result<()> {
+        let name = self.names.of(place);
+        let mut config = connection::config(&self.address)?;
+        if self.has_roles {
+            config.user(&name).password(self.password(place).reveal());
+        } else {
+            config.options(&format!("-csearch_path={name}"));
+        }
+        let mut client = connection::connect(&config).context("a worker could not log in to its lane")?;
+        let row = client.query_one("SELECT current_schema()::text, array_length(current_schemas(false), 1)", &[])?;
+        let (schema, count): (Option<String>, Option<i32>) = (row.get(0), row.get(1));
+        client.close()?;
+        ensure!(
+            schema.as_deref() == Some(&name) && count == Some(1),
+            "a worker of {name} would work in {}",
+            schema.unwrap_or_default()
+        );
+        Ok(())
+    }
+
+    /// Ends all sessions of a lane's role. Without roles nothing tells a lane's sessions
+    /// from others, except the name that libpq's clients take from `PGAPPNAME`.
+    pub fn disconnect(&self, place: Place) -> anyhow::Result<()> {
+        let column = if self.has_roles { "usename" } else { "application_name" };
+        let sql = format!(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {column} = $1 AND pid <> pg_backend_pid()"
+        );
+        for _ in 0..5000 {
+            let left: i64 =
+                self.admin.with(|client| client.query_one(&sql, &[&self.names.of(place)])).map_err(readable)?.get(0);
+            if left == 0 {
+                return Ok(());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        anyhow::bail!("sessions of {} do not end", self.names.of(place))
+    }
+
+    /// Drops a lane's schema with what is in it.
+    pub fn remove_schema(&self, name: &str) -> anyhow::Result<()> {
+        let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", identifier(name)?);
+        self.admin.with(|client| client.batch_execute(&sql)).map_err(readable)
+    }
+
+    /// Drops a lane's role with what it owns in this database.
+    pub fn remove_role(&self, name: &str) -> anyhow::Result<()> {
+        let role = identifier(name)?;
+        let exists = self
+            .admin
+            .with(|client| client.query_opt("SELECT FROM pg_roles WHERE rolname = $1", &[&name]))
+            .map_err(readable)?
+            .is_some();
+        if !exists {
+            return Ok(());
+        }
+        // In one transaction: what the role owns goes only together with the role.
+        let sql = format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role};");
+        self.admin.with(|client| client.batch_execute(&sql)).map_err(readable)
+    }
+}

@@ -1,0 +1,187 @@
+//! An SQLite file for each lane: empty, or a copy of the user's file as it stands.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use rusqlite::{Connection, OpenFlags};
+
+use super::{Access, Provider, Resource, ResourceKind};
+use crate::address::{Address, SqliteAddress};
+use crate::name::{Place, Tag};
+
+/// The lanes of one SQLite file.
+#[derive(Debug)]
+pub struct Sqlite {
+    id: String,
+    source: SqliteAddress,
+    /// Where lanes' files are.
+    root: PathBuf,
+    tag: Tag,
+    /// Tells the files of several databases of one run apart.
+    suffix: String,
+    has_setup: bool,
+}
+
+impl Sqlite {
+    /// Looks at the user's file; it may be missing, as before a first migration.
+    pub fn open(
+        source: &SqliteAddress,
+        root: &Path,
+        tag: &Tag,
+        suffix: String,
+        has_setup: bool,
+    ) -> anyhow::Result<Self> {
+        let path = source.path();
+        let id = if path.as_os_str().is_empty() { "sqlite:".to_owned() } else { format!("sqlite:{}", path.display()) };
+        let sqlite = Self { id, source: source.clone(), root: root.to_owned(), tag: tag.clone(), suffix, has_setup };
+        if sqlite.has_source() {
+            // Found out now, not when the first worker comes.
+            let check = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+                .and_then(|db| db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)));
+            if let Err(error) = check {
+                bail!("cannot read {} as an SQLite database: {error}", path.display());
+            }
+        }
+        Ok(sqlite)
+    }
+
+    fn has_source(&self) -> bool {
+        fs::metadata(self.source.path()).is_ok_and(|meta| meta.is_file() && meta.len() > 0)
+    }
+
+    fn path(&self, place: Place) -> PathBuf {
+        self.root.join(format!("{}{}.db", place.schema(&self.tag), self.suffix))
+    }
+}
+
+/// The companions that SQLite puts beside a file.
+const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+fn companion(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+impl Provider for Sqlite {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn summary(&self) -> String {
+        if self.has_source() {
+            format!("SQLite, a copy of {} for each lane", self.source.path().display())
+        } else {
+            "SQLite, a file for each lane".to_owned()
+        }
+    }
+
+    fn needs_template(&self) -> bool {
+        // One consistent copy is taken through SQLite itself, which knows of writers and
+        // write-ahead logs; lanes are then plain copies of a file that nobody writes.
+        self.has_setup || self.has_source()
+    }
+
+    fn plan(&self, place: Place) -> Vec<Resource> {
+        let name = self.path(place).display().to_string();
+        vec![Resource { provider: self.id.clone(), kind: ResourceKind::File, name, place }]
+    }
+
+    fn create(&self, resource: &Resource) -> anyhow::Result<()> {
+        let path = Path::new(&resource.name);
+        self.remove(resource)?;
+        if resource.place == Place::Template && self.has_source() {
+            let source = Connection::open_with_flags(self.source.path(), OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            source.busy_timeout(std::time::Duration::from_secs(30))?;
+            return source
+                .backup("main", path, None::<fn(rusqlite::backup::Progress)>)
+                .with_context(|| format!("cannot copy {}", self.source.path().display()));
+        }
+        if resource.place != Place::Template && self.needs_template() {
+            let template = self.path(Place::Template);
+            reflink_copy::reflink_or_copy(&template, path)
+                .with_context(|| format!("cannot copy {}", template.display()))?;
+            return Ok(());
+        }
+        // An empty file is an empty database; some drivers want it to be there.
+        fs::write(path, "").with_context(|| format!("cannot make {}", path.display()))
+    }
+
+    fn verify(&self, _place: Place) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn seal_template(&self) -> anyhow::Result<()> {
+        // What setup left in a write-ahead log belongs into the file that is copied.
+        let path = self.path(Place::Template);
+        let db = Connection::open(&path)?;
+        db.busy_timeout(std::time::Duration::from_secs(5))?;
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(())
+    }
+
+    fn address(&self, address: &Address, place: Place) -> Option<String> {
+        let Address::Sqlite(address) = address else { return None };
+        (address.path() == self.source.path()).then(|| address.with_path(&self.path(place)))
+    }
+
+    fn access(&self, place: Place) -> Access {
+        let path = self.path(place).display().to_string();
+        Access { variables: Vec::new(), names: vec![("database", path.clone())], schema: path }
+    }
+
+    fn disconnect(&self, _place: Place) -> anyhow::Result<()> {
+        // The locks of a dead process are gone with it.
+        Ok(())
+    }
+
+    fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
+        let path = Path::new(&resource.name);
+        let files = std::iter::once(path.to_owned()).chain(COMPANIONS.map(|ending| companion(path, ending)));
+        for file in files {
+            match fs::remove_file(&file) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => bail!("cannot remove {}: {e}", file.display()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Variables;
+    use crate::name::{Lane, RunId};
+
+    #[test]
+    fn a_lane_has_what_the_users_file_has_even_when_it_is_in_the_write_ahead_log() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let own = dir.path().join("shop.db");
+        let writer = Connection::open(&own).expect("open");
+        writer
+            .execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE t(n); INSERT INTO t VALUES (1), (2)")
+            .expect("seed");
+        let address =
+            Address::parse(&format!("sqlite:///{}", own.display()), &Variables::new(), dir.path()).expect("address");
+        let Address::Sqlite(source) = &address else { panic!("{address:?}") };
+        let tag = RunId::new(0).tag();
+        let sqlite = Sqlite::open(source, dir.path(), &tag, String::new(), false).expect("provider");
+        for place in [Place::Template, Place::Lane(Lane(0))] {
+            sqlite.plan(place).iter().for_each(|resource| sqlite.create(resource).expect("created"));
+            if place == Place::Template {
+                sqlite.seal_template().expect("sealed");
+            }
+        }
+        let lane = sqlite.plan(Place::Lane(Lane(0))).remove(0);
+        let count: i64 = Connection::open(&lane.name)
+            .and_then(|db| db.query_row("SELECT count(*) FROM t", [], |row| row.get(0)))
+            .expect("count");
+        assert_eq!(count, 2);
+        sqlite.remove(&lane).expect("removed");
+        sqlite.remove(&lane).expect("removed twice");
+        assert!(own.exists() && !Path::new(&lane.name).exists());
+    }
+}

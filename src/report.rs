@@ -1,0 +1,161 @@
+//! What a run says at its end: a few quiet lines when all is well.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+
+use crate::supervisor::Outcome;
+
+/// The most lines that things gone wrong may take each.
+const SHOWN: usize = 5;
+
+/// Prints one line of isolane's own to stderr.
+pub fn say(line: &str) {
+    // A closed stderr is nobody's fault here.
+    let _ = writeln!(std::io::stderr().lock(), "isolane: {line}");
+}
+
+/// The summary of a run; `ledger` is where to ask for more.
+pub fn summary(outcome: &Outcome, ledger: &str) -> Vec<String> {
+    let mut lines = vec![counts(outcome)];
+    lines.extend(outcome.providers.iter().cloned());
+    lines.push(removed(outcome));
+    if !outcome.tally.crashed.is_empty() {
+        lines.push(format!("crashed: {}", outcome.tally.crashed.join(", ")));
+    }
+    lines.extend(cut(outcome.notices.iter().cloned().collect()));
+    lines.extend(cut(outcome
+        .uncleaned
+        .iter()
+        .map(|(name, why)| format!("not cleaned: record {name} ({why})"))
+        .collect()));
+    lines.extend(cut(outcome
+        .swept
+        .stuck
+        .iter()
+        .map(|(resource, why)| {
+            format!("not removed: {} {} at {} ({why})", resource.kind.as_str(), resource.name, resource.provider)
+        })
+        .collect()));
+    lines.push(format!("run {}, ledger {ledger}", outcome.run_id));
+    lines
+}
+
+fn cut(mut lines: Vec<String>) -> Vec<String> {
+    let more = lines.len().saturating_sub(SHOWN);
+    lines.truncate(SHOWN);
+    if more > 0 {
+        lines.push(format!("… and {more} more; `isolane query` shows them"));
+    }
+    lines
+}
+
+fn counts(outcome: &Outcome) -> String {
+    let tally = &outcome.tally;
+    let workers = plural(tally.workers, "worker");
+    if tally.tests == 0 {
+        return workers;
+    }
+    // The good ones first, as runners say it.
+    let order = ["passed", "failed", "error", "crashed"];
+    let rank = |word: &str| order.iter().position(|known| *known == word).unwrap_or(order.len());
+    let mut outcomes: Vec<_> = tally.outcomes.iter().collect();
+    outcomes.sort_by_key(|(word, _)| (rank(word), word.as_str()));
+    let outcomes: Vec<_> = outcomes.into_iter().map(|(word, n)| format!("{n} {word}")).collect();
+    format!("{workers}, {}: {}", plural(tally.tests, "test"), outcomes.join(", "))
+}
+
+fn removed(outcome: &Outcome) -> String {
+    let counted: BTreeMap<_, _> = outcome.swept.removed.iter().filter(|(_, n)| **n > 0).collect();
+    let things: Vec<_> = counted.into_iter().map(|(kind, n)| plural(*n, kind.as_str())).collect();
+    let things = if things.is_empty() { "nothing".to_owned() } else { things.join(", ") };
+    let left = match (outcome.kept, outcome.swept.stuck.len() + outcome.uncleaned.len()) {
+        (0, 0) => "nothing is left".to_owned(),
+        (0, stuck) => format!("{stuck} could not be removed"),
+        (kept, 0) => format!(
+            "{kept} kept as asked (their names: `isolane query \"select kind, name from resources where state = 'kept'\"`)"
+        ),
+        (kept, stuck) => format!("{kept} kept as asked, {stuck} could not be removed"),
+    };
+    format!("removed {things}; {left}; isolane itself took {:.2} s", outcome.own_time.as_secs_f64())
+}
+
+fn plural(n: usize, word: &str) -> String {
+    match (n, word) {
+        (1, _) => format!("1 {word}"),
+        (n, "directory") => format!("{n} directories"),
+        (n, _) => format!("{n} {word}s"),
+    }
+}
+
+/// How rows are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// An array of objects.
+    Json,
+    /// Comma-separated values with a head (RFC 4180).
+    Csv,
+}
+
+/// Rows of values under names.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// The names.
+    pub columns: Vec<String>,
+    /// The values, one for each name.
+    pub rows: Vec<Vec<serde_json::Value>>,
+}
+
+impl Rows {
+    /// Writes them to stdout. A reader that goes away early (`| head`) is no error.
+    pub fn print(self, format: Format) -> anyhow::Result<()> {
+        let text = match format {
+            Format::Table => self.table(),
+            Format::Json => self.json()?,
+            Format::Csv => self.csv()?,
+        };
+        match std::io::stdout().lock().write_all(text.as_bytes()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn table(self) -> String {
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::NOTHING);
+        if std::io::stdout().is_terminal() {
+            table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+        }
+        table.set_header(self.columns);
+        for row in self.rows {
+            table.add_row(row.iter().map(plain));
+        }
+        // Cells are padded on the right; nobody needs that at the end of a line.
+        table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    }
+
+    fn json(self) -> anyhow::Result<String> {
+        let objects: Vec<serde_json::Map<_, _>> =
+            self.rows.into_iter().map(|row| self.columns.iter().cloned().zip(row).collect()).collect();
+        Ok(serde_json::to_string_pretty(&objects)? + "\n")
+    }
+
+    fn csv(self) -> anyhow::Result<String> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        writer.write_record(&self.columns)?;
+        for row in &self.rows {
+            writer.write_record(row.iter().map(plain))?;
+        }
+        Ok(String::from_utf8(writer.into_inner()?)?)
+    }
+}
+
+fn plain(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::Null => String::new(),
+        serde_json::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}

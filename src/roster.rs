@@ -1,0 +1,333 @@
+//! The roster: which workers there are and which test each is in, as shims report it.
+//! What it learns goes on to the ledger.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::clock::Timestamp;
+use crate::ledger::record::{self, RecordKey};
+use crate::ledger::worker::WorkerOutcome;
+use crate::ledger::{Durability, RunKey, Writer, test, worker};
+use crate::name::Lane;
+use crate::os::process::Ended;
+use crate::secret::{Secret, mask};
+
+/// The longest message of a failed test that is kept, in characters.
+const MESSAGE_LENGTH: usize = 4000;
+
+/// A record as its cleaner needs it.
+#[derive(Clone, Debug)]
+pub struct Registered {
+    /// Its number in the ledger.
+    pub key: RecordKey,
+    /// Its kind.
+    pub kind: String,
+    /// Its name among its kind.
+    pub name: String,
+}
+
+/// What the run's end says of it.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Workers that came.
+    pub workers: usize,
+    /// Workers that crashed, by name.
+    pub crashed: Vec<String>,
+    /// Tests by outcome.
+    pub outcomes: BTreeMap<String, usize>,
+    /// Tests that began.
+    pub tests: usize,
+    /// Tests that runners listed before they ran any.
+    pub listed: usize,
+    /// Whether any shim of pytest spoke.
+    pub pytest_reported: bool,
+    /// Workers that were announced and never came, by name.
+    pub silent: Vec<String>,
+    /// What shims noticed and the user should read.
+    pub notices: Vec<String>,
+}
+
+/// The roster of a run.
+#[derive(Debug)]
+pub struct Roster {
+    run: RunKey,
+    writer: Writer,
+    secrets: Vec<Secret>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    workers: HashMap<String, Member>,
+    /// Their names in the order of coming.
+    order: Vec<String>,
+    announced: Vec<String>,
+    next_test: i64,
+    attempts: HashMap<String, u32>,
+    outcomes: BTreeMap<String, usize>,
+    listed: HashMap<String, i64>,
+    records: Vec<Registered>,
+    pytest_reported: bool,
+    notices: Vec<String>,
+    noticed: HashSet<String>,
+}
+
+#[derive(Debug, Default)]
+struct Member {
+    open: Vec<OpenTest>,
+    said_goodbye: bool,
+    outcome: Option<WorkerOutcome>,
+    is_controller: bool,
+}
+
+#[derive(Debug)]
+struct OpenTest {
+    number: i64,
+    id: String,
+}
+
+impl Roster {
+    /// An empty roster.
+    pub fn new(run: RunKey, writer: Writer, secrets: Vec<Secret>) -> Self {
+        Self { run, writer, secrets, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker is to come.
+    pub fn announce(&self, worker: &str) {
+        self.state().announced.push(worker.to_owned());
+    }
+
+    /// A worker is there.
+    pub fn join(&self, worker: &str, lane: Lane, pid: Option<i32>, at: Timestamp) {
+        let mut state = self.state();
+        if state.workers.contains_key(worker) {
+            return;
+        }
+        state.workers.insert(worker.to_owned(), Member::default());
+        state.order.push(worker.to_owned());
+        let (run, worker) = (self.run, worker.to_owned());
+        self.writer.tell(move |db| worker::begin(db, run, &worker, lane, pid, at));
+    }
+
+    /// The process of a worker that joined before it had one.
+    pub fn has_pid(&self, worker: &str, pid: i32) {
+        let (run, worker) = (self.run, worker.to_owned());
+        self.writer.tell(move |db| worker::has_pid(db, run, &worker, pid));
+    }
+
+    /// A shim of pytest spoke.
+    pub fn pytest_reported(&self) {
+        self.state().pytest_reported = true;
+    }
+
+    /// A process that was taken for a worker has workers of its own.
+    pub fn is_controller(&self, worker: &str) {
+        if let Some(member) = self.state().workers.get_mut(worker) {
+            member.is_controller = true;
+        }
+        let (run, worker) = (self.run, worker.to_owned());
+        self.writer.tell(move |db| worker::is_controller(db, run, &worker));
+    }
+
+    /// A runner found this many tests in a binary; with `-1` each for those it will ignore.
+    pub fn listed(&self, binary: &str, tests: i64) {
+        *self.state().listed.entry(binary.to_owned()).or_default() += tests;
+    }
+
+    /// Something the user should read, once.
+    pub fn notice(&self, text: &str) {
+        let text = mask(text, &self.secrets);
+        let mut state = self.state();
+        if state.noticed.insert(text.clone()) {
+            state.notices.push(text);
+        }
+    }
+
+    /// A test begins. `attempt` is the runner's own count, where it has one.
+    pub fn test_began(&self, worker: &str, id: &str, attempt: Option<u32>, at: Timestamp) {
+        let mut state = self.state();
+        let number = state.next_test;
+        state.next_test += 1;
+        let counted = match state.attempts.get_mut(id) {
+            Some(count) => {
+                *count += 1;
+                *count
+            }
+            None => {
+                state.attempts.insert(id.to_owned(), 1);
+                1
+            }
+        };
+        let attempt = attempt.unwrap_or(counted);
+        state.workers.entry(worker.to_owned()).or_default().open.push(OpenTest { number, id: id.to_owned() });
+        let (run, worker, id) = (self.run, worker.to_owned(), id.to_owned());
+        self.writer.tell(move |db| test::begin(db, run, number, &worker, &id, attempt, at));
+    }
+
+    /// A test ends. `outcome` is `None` where nobody can tell.
+    pub fn test_ended(&self, worker: &str, id: &str, outcome: Option<&str>, message: Option<&str>, at: Timestamp) {
+        let mut state = self.state();
+        let Some(member) = state.workers.get_mut(worker) else { return };
+        let Some(position) = member.open.iter().position(|test| test.id == id) else { return };
+        let test = member.open.remove(position);
+        self.close(&mut state, &test, outcome, message, at);
+    }
+
+    fn close(&self, state: &mut State, test: &OpenTest, outcome: Option<&str>, message: Option<&str>, at: Timestamp) {
+        *state.outcomes.entry(outcome.unwrap_or("of unknown outcome").to_owned()).or_default() += 1;
+        let message = message.map(|text| mask(&text.chars().take(MESSAGE_LENGTH).collect::<String>(), &self.secrets));
+        let (run, number, outcome) = (self.run, test.number, outcome.map(str::to_owned));
+        self.writer.tell(move |db| test::end(db, run, number, outcome.as_deref(), message.as_deref(), at));
+    }
+
+    /// The worker says that its work is done.
+    pub fn said_goodbye(&self, worker: &str) {
+        if let Some(member) = self.state().workers.get_mut(worker) {
+            member.said_goodbye = true;
+        }
+    }
+
+    /// The worker's process is gone, or its controller has given it up; the second word
+    /// of it changes nothing. Tests it was in went down with it. The outcome comes back
+    /// at the first word only.
+    pub fn left(&self, worker: &str, how: Ended, at: Timestamp) -> Option<WorkerOutcome> {
+        let mut state = self.state();
+        let member = state.workers.entry(worker.to_owned()).or_default();
+        if member.outcome.is_some() {
+            return None;
+        }
+        let open = std::mem::take(&mut member.open);
+        let outcome = if member.said_goodbye && open.is_empty() && !matches!(how, Ended::Signalled(_)) {
+            WorkerOutcome::Ok
+        } else {
+            WorkerOutcome::Crashed
+        };
+        member.outcome = Some(outcome);
+        let why = format!("{worker} {}", how_it_died(how));
+        for test in open {
+            self.close(&mut state, &test, Some("crashed"), Some(&why), at);
+        }
+        let (run, worker) = (self.run, worker.to_owned());
+        self.writer.tell(move |db| worker::end(db, run, &worker, outcome, at));
+        Some(outcome)
+    }
+
+    /// Tests that this worker was in when it fell silent.
+    pub fn abandon(&self, worker: &str, at: Timestamp) {
+        let mut state = self.state();
+        let open = state.workers.get_mut(worker).map(|member| std::mem::take(&mut member.open)).unwrap_or_default();
+        for test in open {
+            self.close(&mut state, &test, Some("crashed"), Some("it fell silent in this test"), at);
+        }
+    }
+
+    /// A worker that is no process of its own, such as a slot, ends with its runner.
+    pub fn end_of_run(&self, how: Ended, at: Timestamp) {
+        let waiting: Vec<String> = self
+            .state()
+            .workers
+            .iter()
+            .filter(|(_, member)| member.outcome.is_none())
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in waiting {
+            // Whoever has not crashed by now ended as the command did.
+            if !matches!(how, Ended::Signalled(_)) {
+                self.said_goodbye(&name);
+            }
+            self.left(&name, how, at);
+        }
+    }
+
+    /// Enters an outside thing; it is in the ledger when this returns.
+    pub fn register(&self, worker: &str, test: Option<&str>, kind: &str, name: &str) -> rusqlite::Result<()> {
+        let test = test.map(str::to_owned).or_else(|| {
+            self.state().workers.get(worker).and_then(|member| member.open.last().map(|test| test.id.clone()))
+        });
+        let (run, worker, at) = (self.run, worker.to_owned(), Timestamp::now());
+        let (kind_text, name_text) = (kind.to_owned(), name.to_owned());
+        let key = self.writer.commit(Durability::Machine, move |db| {
+            record::register(db, run, &worker, test.as_deref(), &kind_text, &name_text, at)
+        })?;
+        self.state().records.push(Registered { key, kind: kind.to_owned(), name: name.to_owned() });
+        Ok(())
+    }
+
+    /// All records, oldest first.
+    pub fn records(&self) -> Vec<Registered> {
+        self.state().records.clone()
+    }
+
+    /// How it all came out.
+    pub fn tally(&self) -> Tally {
+        let state = self.state();
+        let member = |name: &&String| state.workers.get(*name).filter(|member| !member.is_controller);
+        let crashed =
+            |name: &&String| member(name).is_some_and(|member| member.outcome == Some(WorkerOutcome::Crashed));
+        Tally {
+            workers: state.order.iter().filter(|name| member(name).is_some()).count(),
+            crashed: state.order.iter().filter(crashed).cloned().collect(),
+            outcomes: state.outcomes.clone(),
+            tests: usize::try_from(state.next_test).unwrap_or(0),
+            listed: usize::try_from(state.listed.values().sum::<i64>()).unwrap_or(0),
+            pytest_reported: state.pytest_reported,
+            silent: state.announced.iter().filter(|name| !state.workers.contains_key(*name)).cloned().collect(),
+            notices: state.notices.clone(),
+        }
+    }
+}
+
+fn how_it_died(how: Ended) -> String {
+    match how {
+        Ended::Signalled(signal) => {
+            let name = nix::sys::signal::Signal::try_from(signal)
+                .map_or_else(|_| signal.to_string(), |signal| signal.to_string());
+            format!("was ended by {name} in this test")
+        }
+        Ended::Exited(code) => format!("exited with code {code} in this test"),
+        Ended::Unknown => "died in this test".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger;
+    use crate::ledger::run::NewRun;
+    use crate::name::RunId;
+
+    #[test]
+    fn a_crash_takes_the_open_test_down_and_is_told_once() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("ledger.db");
+        let (writer, thread) = Writer::start(ledger::open(&path).expect("ledger"));
+        let run = NewRun {
+            id: RunId::new(0),
+            command: String::new(),
+            runner: "pytest",
+            host: String::new(),
+            cwd: String::new(),
+            started_at: Timestamp(0),
+        };
+        let key = writer.commit(Durability::Process, move |db| ledger::run::begin(db, &run)).expect("run");
+        let roster = Roster::new(key, writer, vec![Secret::new("hunter2")]);
+        roster.join("gw1", Lane(1), Some(7), Timestamp(0));
+        roster.test_began("gw1", "a", None, Timestamp(1));
+        roster.test_ended("gw1", "a", Some("failed"), Some("password hunter2"), Timestamp(2));
+        roster.test_began("gw1", "a", None, Timestamp(3));
+        assert_eq!(roster.left("gw1", Ended::Signalled(9), Timestamp(4)), Some(WorkerOutcome::Crashed));
+        assert_eq!(roster.left("gw1", Ended::Unknown, Timestamp(5)), None);
+        assert_eq!(roster.tally().crashed, ["gw1"]);
+        roster.writer.close();
+        assert!(thread.join().expect("writer").is_none());
+        let db = ledger::open_for_queries(&path).expect("ledger");
+        let mut rows = db.prepare("SELECT attempt || outcome || message FROM tests ORDER BY attempt").expect("query");
+        let rows: Vec<String> =
+            rows.query_map([], |row| row.get(0)).expect("rows").collect::<Result<_, _>>().expect("rows");
+        assert_eq!(rows, ["1failedpassword ***", "2crashedgw1 was ended by SIGKILL in this test"]);
+    }
+}

@@ -1,0 +1,307 @@
+//! Settings of a run: defaults, below the file, below the environment, below flags,
+//! folded once into one plain value. Nothing reads the environment after this.
+
+pub mod env_template;
+pub mod file;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crate::address::{Address, SqliteAddress, Variables};
+use crate::error::Stop;
+use crate::secret::Secret;
+use env_template::EnvTemplate;
+
+/// What separates lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Isolation {
+    /// A database for each lane where the login may create one, else a schema.
+    #[default]
+    Auto,
+    /// A database for each lane.
+    Database,
+    /// A schema and a login role for each lane.
+    Schema,
+    /// Nothing: names, prefix and ledger only.
+    None,
+}
+
+/// Whether what a run made is left for looking into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Keep {
+    /// It is removed.
+    #[default]
+    Never,
+    /// It is left when the command failed.
+    Failed,
+    /// It is left.
+    Always,
+}
+
+/// The wrapped tool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Runner {
+    /// pytest, with or without pytest-xdist.
+    Pytest,
+    /// cargo-nextest.
+    Nextest,
+    /// cargo test.
+    CargoTest,
+    /// Any other command.
+    Plain,
+}
+
+impl Runner {
+    /// The name, as it is written for `--runner` and in the ledger.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pytest => "pytest",
+            Self::Nextest => "nextest",
+            Self::CargoTest => "cargo-test",
+            Self::Plain => "plain",
+        }
+    }
+}
+
+/// How records of one kind are removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cleaner {
+    /// A command for `sh -c`; `{key}` stands for the record's key, quoted.
+    pub run: String,
+}
+
+/// What one source says; what it leaves open, the one below decides.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "each is the option of its name")]
+pub struct Choices {
+    pub database_urls: Vec<String>,
+    pub isolation: Option<Isolation>,
+    pub setup: Option<String>,
+    pub workers: Option<u32>,
+    pub keep: Option<Keep>,
+    pub url_vars: Vec<String>,
+    pub ledger: Option<PathBuf>,
+    pub runner: Option<Runner>,
+    pub quiet: Option<bool>,
+    pub env: Vec<(String, EnvTemplate)>,
+    pub cleaners: BTreeMap<String, Cleaner>,
+}
+
+impl Choices {
+    fn over(self, lower: Self) -> Self {
+        let either = |upper: Vec<String>, lower| if upper.is_empty() { lower } else { upper };
+        Self {
+            database_urls: either(self.database_urls, lower.database_urls),
+            isolation: self.isolation.or(lower.isolation),
+            setup: self.setup.or(lower.setup),
+            workers: self.workers.or(lower.workers),
+            keep: self.keep.or(lower.keep),
+            url_vars: either(self.url_vars, lower.url_vars),
+            ledger: self.ledger.or(lower.ledger),
+            runner: self.runner.or(lower.runner),
+            quiet: self.quiet.or(lower.quiet),
+            // The later of two of one name wins.
+            env: lower.env.into_iter().chain(self.env).collect(),
+            cleaners: lower.cleaners.into_iter().chain(self.cleaners).collect(),
+        }
+    }
+}
+
+/// A variable that holds addresses, and the addresses that it holds for the user.
+#[derive(Clone, Debug)]
+pub struct UrlVariable {
+    /// Its name.
+    pub name: String,
+    /// The user's addresses, one or more.
+    pub addresses: Vec<Address>,
+    /// Its text in the user's own environment, if it is set there.
+    pub own: Option<String>,
+}
+
+/// All that a run needs to know before it starts.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "each is the option of its name, decided")]
+pub struct Settings {
+    pub isolation: Isolation,
+    pub setup: Option<String>,
+    pub workers: u32,
+    pub keep: Keep,
+    pub runner: Option<Runner>,
+    pub quiet: bool,
+    pub env: Vec<(String, EnvTemplate)>,
+    pub cleaners: BTreeMap<String, Cleaner>,
+    /// The ledger's file, absolute.
+    pub ledger: PathBuf,
+    /// Variables with addresses; the first is the one that `{database_url}` means.
+    pub url_variables: Vec<UrlVariable>,
+    /// Whether nobody named a database, so that lanes get the embedded default.
+    pub embedded: bool,
+    /// The working directory.
+    pub cwd: PathBuf,
+    /// The environment, as far as it is text.
+    pub variables: Variables,
+}
+
+impl Settings {
+    /// Folds `flags` over the environment over the file at `config` (or the one found)
+    /// over the defaults.
+    pub fn fold(
+        flags: Choices,
+        config: Option<&Path>,
+        environment: impl Iterator<Item = (OsString, OsString)>,
+        cwd: &Path,
+    ) -> anyhow::Result<Self> {
+        let variables: Variables =
+            environment.filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+        let file = match config {
+            Some(path) => Some(cwd.join(path)),
+            None => file::find(cwd),
+        };
+        let from_file = match &file {
+            Some(path) => file::read(path).map_err(|e| Stop::usage(format!("{}: {e}", path.display())))?,
+            None => Choices::default(),
+        };
+        let from_environment = Choices {
+            ledger: variables.get("ISOLANE_LEDGER").filter(|v| !v.is_empty()).map(PathBuf::from),
+            ..Choices::default()
+        };
+        let flag_urls = flags.database_urls.clone();
+        let file_urls = from_file.database_urls.clone();
+        let all = flags.over(from_environment).over(from_file);
+        let folder = file.as_deref().and_then(Path::parent).unwrap_or(cwd);
+        let ledger = all.ledger.unwrap_or_else(|| folder.join(".isolane/ledger.db"));
+        let (url_variables, embedded) = url_variables(&flag_urls, &file_urls, &all.url_vars, &variables, cwd)?;
+        Ok(Self {
+            isolation: all.isolation.unwrap_or_default(),
+            setup: all.setup,
+            workers: all.workers.unwrap_or(1),
+            keep: all.keep.unwrap_or_default(),
+            runner: all.runner,
+            quiet: all.quiet.unwrap_or(false),
+            env: all.env,
+            cleaners: all.cleaners,
+            ledger: cwd.join(ledger),
+            url_variables,
+            embedded,
+            cwd: cwd.to_owned(),
+            variables,
+        })
+    }
+
+    /// Every password that is known from addresses.
+    pub fn secrets(&self) -> Vec<Secret> {
+        self.url_variables
+            .iter()
+            .flat_map(|v| &v.addresses)
+            .filter_map(|address| match address {
+                Address::Postgres(postgres) => postgres.password().cloned(),
+                Address::Sqlite(_) | Address::InMemory(_) => None,
+            })
+            .collect()
+    }
+}
+
+/// Which variables hold which addresses: the flag first, then the variable's own text,
+/// then `DATABASE_URL`'s, then the file's, then the embedded default.
+fn url_variables(
+    flag: &[String],
+    file: &[String],
+    names: &[String],
+    variables: &Variables,
+    cwd: &Path,
+) -> anyhow::Result<(Vec<UrlVariable>, bool)> {
+    let own = |name: &str| variables.get(name).filter(|text| !text.trim().is_empty());
+    let parse = |text: &str, place: &str| {
+        Address::parse_list(text, variables, cwd)
+            .map_err(|bad| Stop::not_started(format!("the address in {place} {bad}")))
+    };
+    let mut all_names: Vec<&str> = names.iter().map(String::as_str).collect();
+    if !all_names.contains(&"DATABASE_URL") {
+        all_names.push("DATABASE_URL");
+    }
+    if let Some(name) = all_names.iter().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
+        return Err(Stop::usage(format!("--url-var {name:?} is no name of a variable")));
+    }
+    let base = if !flag.is_empty() {
+        Some((flag.join(","), "--database-url".to_owned()))
+    } else if let Some(text) = own("DATABASE_URL") {
+        Some((text.clone(), "the variable DATABASE_URL".to_owned()))
+    } else if let Some((name, text)) = names.iter().find_map(|name| Some((name, own(name)?))) {
+        Some((text.clone(), format!("the variable {name}")))
+    } else if !file.is_empty() {
+        Some((file.join(","), format!("{} (database-url)", file::NAME)))
+    } else {
+        None
+    };
+    let embedded = base.is_none();
+    let base = match base {
+        Some((text, place)) => parse(&text, &place)?,
+        None => vec![Address::Sqlite(SqliteAddress::embedded())],
+    };
+    let variables = all_names.into_iter().map(|name| {
+        let addresses = match own(name) {
+            // The flag names the database outright, whatever stands in the environment.
+            Some(text) if flag.is_empty() => parse(text, &format!("the variable {name}"))?,
+            _ => base.clone(),
+        };
+        Ok(UrlVariable { name: name.to_owned(), addresses, own: own(name).cloned() })
+    });
+    Ok((variables.collect::<anyhow::Result<_>>()?, embedded))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fold(flags: Choices, variables: &[(&str, &str)], file: &str) -> anyhow::Result<Settings> {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        std::fs::write(dir.path().join(file::NAME), file).expect("write");
+        let environment = variables.iter().map(|(k, v)| (OsString::from(k), OsString::from(v)));
+        Settings::fold(flags, None, environment, dir.path())
+    }
+
+    fn addresses(settings: &Settings) -> Vec<(String, String)> {
+        settings.url_variables.iter().map(|v| (v.name.clone(), format!("{:?}", v.addresses))).collect()
+    }
+
+    #[test]
+    fn the_flag_wins_over_the_variable_and_the_variable_over_the_file() {
+        let file = "database-url = 'postgresql://u@file/x'\nisolation = 'none'";
+        let variable = ("DATABASE_URL", "postgresql://u@variable/x");
+        let flags = Choices { database_urls: vec!["postgresql://u@flag/x".to_owned()], ..Choices::default() };
+        let place = |flags, variables: &[_]| addresses(&fold(flags, variables, file).expect("settings"))[0].1.clone();
+        assert!(place(flags, &[variable]).contains("flag"));
+        assert!(place(Choices::default(), &[variable]).contains("variable"));
+        assert!(place(Choices::default(), &[]).contains("file"));
+        assert_eq!(fold(Choices::default(), &[], file).expect("settings").isolation, Isolation::None);
+    }
+
+    #[test]
+    fn each_url_variable_has_its_own_addresses_and_falls_back_to_the_common_one() {
+        let flags = Choices { url_vars: vec!["A".to_owned(), "B".to_owned()], ..Choices::default() };
+        let settings =
+            fold(flags, &[("A", "postgresql://u@a/x,postgresql://u@b/x"), ("DATABASE_URL", "postgresql://u@c/x")], "")
+                .expect("settings");
+        let found = addresses(&settings);
+        assert_eq!(
+            found[0],
+            ("A".to_owned(), "[Postgres(postgresql://u@a:5432/x), Postgres(postgresql://u@b:5432/x)]".to_owned())
+        );
+        assert_eq!(found[1], ("B".to_owned(), "[Postgres(postgresql://u@c:5432/x)]".to_owned()));
+        assert_eq!(found[2].0, "DATABASE_URL");
+    }
+
+    #[test]
+    fn without_an_address_the_default_is_embedded() {
+        assert!(fold(Choices::default(), &[("DATABASE_URL", "")], "").expect("settings").embedded);
+    }
+
+    #[test]
+    fn a_bad_address_is_named_by_its_place_and_never_shown() {
+        let error =
+            fold(Choices::default(), &[("DATABASE_URL", "postgresql://a:topsecret@h:x/y")], "").expect_err("bad");
+        let text = error.to_string();
+        assert!(text.contains("the variable DATABASE_URL") && !text.contains("topsecret"), "{text}");
+    }
+}

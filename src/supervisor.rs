@@ -1,0 +1,274 @@
+//! The supervisor: one trip from the command line to the exit code.
+//!
+//! Announce, promise and make, open the door, go, and home: whatever happens after the
+//! announcement, the same sweep undoes what was made.
+
+mod command;
+mod start;
+
+pub use command::resolve;
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixListener;
+
+use crate::api::{self, Api};
+use crate::clock::Timestamp;
+use crate::error::{Stop, one_line};
+use crate::keeper::Keeper;
+use crate::ledger::record::{self, RecordState};
+use crate::ledger::resource::ResourceEvent;
+use crate::ledger::run::RunState;
+use crate::ledger::{self, Durability};
+use crate::os::process::{self, Ended};
+use crate::os::signal::Signals;
+use crate::roster::{Roster, Tally};
+use crate::run::Run;
+use crate::runner::Recognised;
+use crate::settings::{Keep, Runner, Settings};
+use crate::sweep::{Scope, SweepReport, sweep};
+use command::Commands;
+use start::Started;
+
+/// How long processes that outlive the command may take to end by themselves, once told.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What a run came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How the command ended.
+    pub ended: Ended,
+    /// Its workers and tests.
+    pub tally: Tally,
+    /// What was undone.
+    pub swept: SweepReport,
+    /// How many things were left on the user's wish.
+    pub kept: usize,
+    /// Records without a cleaner, and those whose cleaner failed with why.
+    pub uncleaned: Vec<(String, String)>,
+    /// Time that isolane itself took while the command was not running.
+    pub own_time: Duration,
+    /// What each provider did.
+    pub providers: Vec<String>,
+    /// The run's id.
+    pub run_id: String,
+    /// What is odd, and the user should know.
+    pub notices: Vec<String>,
+}
+
+/// Runs `command` under `settings`.
+pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) -> anyhow::Result<Outcome> {
+    let began = Instant::now();
+    let program = resolve(&command[0], &settings)?;
+    // Before any thread is there, because threads inherit what is blocked.
+    let signals = Signals::listen()?;
+    process::become_subreaper()?;
+    let started = start::start(settings, command, recognised)?;
+    let run = Arc::clone(&started.run);
+    let roster = Arc::new(Roster::new(run.key, run.writer.clone(), run.secrets.clone()));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let keeper = Arc::new(Keeper::new(Arc::clone(&run)));
+    let served = runtime.block_on(serve(&run, &keeper, &roster, signals, &program, command, recognised, &started));
+    // Whatever the command left behind would go on writing into what is undone next.
+    process::stop_descendants(GRACE);
+    // Tasks that still make or clean a lane finish; then nothing is made any more.
+    drop(runtime);
+    drop(keeper);
+    let served = match served {
+        Ok(served) => served,
+        Err(error) => {
+            started.take_back();
+            return Err(error);
+        }
+    };
+    Ok(home(started, &roster, &served, began, command, recognised))
+}
+
+/// How the command came out.
+#[derive(Debug)]
+struct Served {
+    ended: Ended,
+    began: Instant,
+    took: Duration,
+}
+
+#[expect(clippy::too_many_arguments, reason = "they are the parts of a run, and this is where they meet")]
+async fn serve(
+    run: &Arc<Run>,
+    keeper: &Arc<Keeper>,
+    roster: &Arc<Roster>,
+    signals: Signals,
+    program: &std::path::Path,
+    command: &[OsString],
+    recognised: &Recognised,
+    started: &Started,
+) -> anyhow::Result<Served> {
+    let listener = UnixListener::bind(run.socket())
+        .map_err(|e| Stop::not_started(format!("cannot open the socket {}: {e}", run.socket().display())))?;
+    let api = Arc::new(Api { run: Arc::clone(run), keeper: Arc::clone(keeper), roster: Arc::clone(roster) });
+    let door = tokio::spawn(api::serve(listener, api));
+    let signals = AsyncFd::new(signals)?;
+    let mut commands = Commands::prepare(run, keeper, program, command, recognised, &started.shims).await?;
+    let began = Instant::now();
+    commands.spawn(roster)?;
+    let ended = commands.wait(&signals).await?;
+    let took = began.elapsed();
+    // What shims wrote with their last breath is read before the door closes.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    door.abort();
+    Ok(Served { ended, began, took })
+}
+
+fn home(
+    started: Started,
+    roster: &Roster,
+    served: &Served,
+    began: Instant,
+    command: &[OsString],
+    recognised: &Recognised,
+) -> Outcome {
+    let run = Arc::clone(&started.run);
+    let back = Instant::now();
+    roster.end_of_run(served.ended, Timestamp::now());
+    let failed = served.ended != Ended::Exited(0);
+    let keep = match run.settings.keep {
+        Keep::Never => false,
+        Keep::Failed => failed,
+        Keep::Always => true,
+    };
+    let uncleaned = clean_records(&run, roster, keep);
+    let mut kept = 0;
+    if keep {
+        for item in run.inventory.owed() {
+            run.inventory.happened(&item.resource, ResourceEvent::Keep, None);
+            kept += 1;
+        }
+    }
+    let swept = sweep(&run.inventory, &run.providers, Scope::Run);
+    let tally = roster.tally();
+    let mut notices = tally.notices.clone();
+    notices.extend(missing_reports(&tally, served.ended, command, recognised));
+    let state = match served.ended {
+        Ended::Exited(0) => RunState::Passed,
+        Ended::Exited(_) => RunState::Failed,
+        Ended::Signalled(_) | Ended::Unknown => RunState::Crashed,
+    };
+    let (key, code) = (run.key, served.ended.shell_code());
+    if let Err(error) =
+        run.writer.commit(Durability::Process, move |db| ledger::run::end(db, key, code, state, Timestamp::now()))
+    {
+        notices.push(format!("the ledger could not be written to the end: {error}"));
+    }
+    let outcome = Outcome {
+        ended: served.ended,
+        tally,
+        swept,
+        kept,
+        uncleaned,
+        own_time: (served.began - began) + back.elapsed(),
+        providers: run
+            .providers
+            .iter()
+            .filter(|provider| provider.id() != "local")
+            .map(|provider| provider.summary())
+            .collect(),
+        run_id: run.id.to_string(),
+        notices,
+    };
+    let _ = served.took;
+    started.finish();
+    outcome
+}
+
+/// Runs the cleaner of every record, newest first; what could not be cleaned comes back
+/// with why.
+fn clean_records(run: &Run, roster: &Roster, keep: bool) -> Vec<(String, String)> {
+    let mut uncleaned = Vec::new();
+    for registered in roster.records().into_iter().rev() {
+        let name = format!("{} {}", registered.kind, registered.name);
+        let state = if keep {
+            RecordState::Kept
+        } else if let Some(cleaner) = run.settings.cleaners.get(&registered.kind) {
+            match command::clean(cleaner, &registered.name, run) {
+                Ok(()) => RecordState::Removed,
+                Err(error) => {
+                    uncleaned.push((name, one_line(&error)));
+                    RecordState::Stuck
+                }
+            }
+        } else {
+            uncleaned.push((name, format!("no [cleaner.{}] in {}", registered.kind, crate::settings::file::NAME)));
+            continue;
+        };
+        run.writer.tell(move |db| record::ended(db, registered.key, state));
+    }
+    uncleaned
+}
+
+/// Counts who spoke against who should have: an injection that was lost must not pass
+/// for isolation.
+fn missing_reports(tally: &Tally, ended: Ended, command: &[OsString], recognised: &Recognised) -> Vec<String> {
+    let says = |words: &[&str]| command.iter().any(|word| words.iter().any(|w| word == w));
+    let mut missing = Vec::new();
+    let Ended::Exited(code) = ended else { return missing };
+    match recognised.runner {
+        // Other codes say that pytest did not come to run anything.
+        Runner::Pytest
+            if !tally.pytest_reported && [0, 1, 5].contains(&code) && !says(&["--version", "-V", "--help", "-h"]) =>
+        {
+            missing.push("pytest did not report: isolane's plugin was not loaded (python -I or -E? -p no:isolane_pytest? a wrapper that resets PYTHONPATH?), so workers had no lanes of their own".to_owned());
+        }
+        Runner::Nextest if tally.tests == 0 && [0, 100].contains(&code) && !says(&["--no-run"]) => {
+            missing.push("no test of nextest did report: another target runner took the place of isolane's (--config target.….runner?), so tests had no lanes".to_owned());
+        }
+        Runner::Nextest if code == 0 && tally.tests < tally.listed && !has_filter(command) => {
+            missing.push(format!(
+                "{} of {} tests did not report and had no lanes, unless a filter left them out (a wrapper script without `target-runner = \"within-wrapper\"`?)",
+                tally.listed - tally.tests, tally.listed
+            ));
+        }
+        Runner::CargoTest
+            if tally.tests == 0 && [0, 101].contains(&code) && !says(&["--no-run", "--doc", "--help"]) =>
+        {
+            missing.push(
+                "no test binary did report: another target runner took the place of isolane's, so tests had no lanes"
+                    .to_owned(),
+            );
+        }
+        _ => {}
+    }
+    if !tally.silent.is_empty() && tally.pytest_reported && [0, 1].contains(&code) {
+        missing
+            .push(format!("{} did not report (-p no:isolane_pytest in their own options?)", tally.silent.join(", ")));
+    }
+    missing
+}
+
+/// Whether nextest was told to run a part of its tests only.
+fn has_filter(command: &[OsString]) -> bool {
+    let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
+    let run = words.iter().position(|word| word == "run" || word == "r").map_or(words.len(), |at| at + 1);
+    let filters = [
+        "-E",
+        "--filter-expr",
+        "--filterset",
+        "--partition",
+        "--run-ignored",
+        "-P",
+        "--profile",
+        "--ignore-default-filter",
+        "-R",
+        "--rerun",
+        "--stress-count",
+    ];
+    words[run..]
+        .iter()
+        .any(|word| filters.iter().any(|filter| word == filter || word.starts_with(&format!("{filter}="))))
+        || words[run..]
+            .iter()
+            .zip(&words[run.saturating_sub(1)..])
+            .any(|(word, before)| !word.starts_with('-') && (!before.starts_with('-') || before.contains('=')))
+}

@@ -1,0 +1,204 @@
+//! The start of a run: everything that can refuse does so before anything is made.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+
+use super::command;
+use crate::address::Address;
+use crate::clock::Timestamp;
+use crate::error::{Stop, one_line};
+use crate::inventory::Inventory;
+use crate::ledger::run::{NewRun, RunState};
+use crate::ledger::{self, Durability, Writer};
+use crate::name::{Place, RunId};
+use crate::os::lock::RunLock;
+use crate::provider::{Directories, Owner, Postgres, Provider, Sqlite};
+use crate::run::Run;
+use crate::runner::{PLUGIN_MODULE, Recognised, Shims};
+use crate::secret::mask;
+use crate::settings::{Isolation, Settings};
+use crate::sweep::{Scope, sweep};
+
+const EXEC_SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/isolane-exec"));
+const PYTEST_SHIM: &str = include_str!("../../shims/pytest/isolane_pytest.py");
+
+/// A run that was announced and is ready to go.
+#[derive(Debug)]
+pub struct Started {
+    pub run: Arc<Run>,
+    pub shims: Shims,
+    lock: RunLock,
+    writer_thread: JoinHandle<Option<rusqlite::Error>>,
+}
+
+/// Starts a run; after an error nothing of it is left.
+pub fn start(settings: Settings, command: &[OsString], recognised: &Recognised) -> anyhow::Result<Started> {
+    let now = Timestamp::now();
+    let id = RunId::new(now.0);
+    let tag = id.tag();
+    let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let owner = Owner { run: id, host: host.clone() };
+    let root = place_of_root(&settings).join(format!("isolane-{tag}"));
+    let providers = providers(&settings, &root, &owner)?;
+    let secrets = settings.secrets();
+
+    let ledger_path = settings.ledger.clone();
+    let cannot = |error: &anyhow::Error| {
+        let corrupt = if ledger::is_corrupt(error) { "; the file was not touched" } else { "" };
+        Stop::not_started(format!(
+            "cannot use the ledger {}: {}{corrupt}; --ledger names another place",
+            ledger_path.display(),
+            one_line(error)
+        ))
+    };
+    let db = ledger::open(&ledger_path).map_err(|e| cannot(&e))?;
+    let (writer, writer_thread) = Writer::start(db);
+    let lock = hold_lock(&ledger_path, id).map_err(|e| cannot(&e.into()))?;
+    let new_run = NewRun {
+        id,
+        command: mask(&shell_line(command), &secrets),
+        runner: recognised.runner.as_str(),
+        host,
+        cwd: settings.cwd.display().to_string(),
+        started_at: now,
+    };
+    let key = match writer.commit(Durability::Process, move |db| ledger::run::begin(db, &new_run)) {
+        Ok(key) => key,
+        Err(error) => {
+            let _ = lock.release();
+            return Err(cannot(&error.into()));
+        }
+    };
+    let shims = Shims { python: root.join("python"), exec: root.join("isolane-exec") };
+    let inventory = Inventory::new(writer.clone(), key);
+    let run = Arc::new(Run { id, tag, key, writer, settings, providers, inventory, root, secrets });
+    let started = Started { run, shims, lock, writer_thread };
+    match started.make() {
+        Ok(()) => Ok(started),
+        Err(error) => {
+            started.take_back();
+            Err(error)
+        }
+    }
+}
+
+impl Started {
+    /// Makes what all lanes share: the run's directory with the shims, and the template.
+    fn make(&self) -> anyhow::Result<()> {
+        let run = &self.run;
+        run.inventory.make(&run.providers[..1], Place::Run, None)?;
+        self.write_shims().with_context(|| format!("cannot write into {}", run.root.display()))?;
+        let makers: Vec<_> = run.providers.iter().filter(|provider| provider.needs_template()).collect();
+        if makers.is_empty() && run.settings.setup.is_none() {
+            return Ok(());
+        }
+        run.inventory.make(&run.providers, Place::Template, Some("setup"))?;
+        if let Some(setup) = &run.settings.setup {
+            command::set_up(setup, run)?;
+        }
+        for provider in makers {
+            provider.seal_template().context("cannot make the template ready")?;
+        }
+        Ok(())
+    }
+
+    fn write_shims(&self) -> io::Result<()> {
+        fs::write(&self.shims.exec, EXEC_SHIM)?;
+        fs::set_permissions(&self.shims.exec, fs::Permissions::from_mode(0o700))?;
+        fs::create_dir(&self.shims.python)?;
+        fs::write(self.shims.python.join(format!("{PLUGIN_MODULE}.py")), PYTEST_SHIM)?;
+        // Found as an installed plugin is: by the metadata beside it (entry points).
+        let version = env!("CARGO_PKG_VERSION");
+        let metadata = self.shims.python.join(format!("{PLUGIN_MODULE}-{version}.dist-info"));
+        fs::create_dir(&metadata)?;
+        let text = format!("Metadata-Version: 2.1\nName: isolane-pytest\nVersion: {version}\n");
+        fs::write(metadata.join("METADATA"), text)?;
+        fs::write(metadata.join("entry_points.txt"), format!("[pytest11]\n{PLUGIN_MODULE} = {PLUGIN_MODULE}\n"))
+    }
+
+    /// Undoes a run that did not come to start. Where all is undone, the ledger forgets
+    /// it; else it stays there, with what is left.
+    pub fn take_back(self) {
+        let swept = sweep(&self.run.inventory, &self.run.providers, Scope::Run);
+        let key = self.run.key;
+        let forget = swept.stuck.is_empty();
+        let _ = self.run.writer.commit(Durability::Process, move |db| {
+            if forget {
+                ledger::run::forget(db, key)
+            } else {
+                ledger::run::end(db, key, 125, RunState::Crashed, Timestamp::now())
+            }
+        });
+        self.finish();
+    }
+
+    /// Ends the run: its lock is the last thing to go.
+    pub fn finish(self) {
+        self.run.writer.close();
+        let _ = self.writer_thread.join();
+        let _ = self.lock.release();
+    }
+}
+
+fn hold_lock(ledger: &Path, id: RunId) -> io::Result<RunLock> {
+    let folder = ledger.parent().unwrap_or(Path::new(".")).join("locks");
+    fs::create_dir_all(&folder)?;
+    RunLock::hold(&folder.join(format!("{id}.lock")))
+}
+
+/// Where the run's directory goes: the user's temporary folder, unless sockets and
+/// cargo's runners cannot live there.
+fn place_of_root(settings: &Settings) -> PathBuf {
+    // `sun_path` of unix(7) ends at 107 bytes, and cargo splits a runner at spaces.
+    let usable = |folder: &Path| {
+        let fits = folder.as_os_str().len() < 70;
+        folder.is_dir() && fits && folder.to_str().is_some_and(|text| !text.contains(char::is_whitespace))
+    };
+    let own = settings.variables.get("TMPDIR").map(|folder| settings.cwd.join(folder));
+    own.filter(|folder| usable(folder)).unwrap_or_else(|| PathBuf::from("/tmp"))
+}
+
+/// A provider for each database that the variables name, and one for directories, first.
+fn providers(settings: &Settings, root: &Path, owner: &Owner) -> anyhow::Result<Vec<Box<dyn Provider>>> {
+    let tag = owner.run.tag();
+    let mut providers: Vec<Box<dyn Provider>> = vec![Box::new(Directories::new(root.to_owned(), tag.clone()))];
+    if settings.isolation == Isolation::None {
+        return Ok(providers);
+    }
+    let mut known = HashSet::new();
+    let has_setup = settings.setup.is_some();
+    for address in settings.url_variables.iter().flat_map(|variable| &variable.addresses) {
+        let suffix = if known.is_empty() { String::new() } else { format!("_{}", known.len() + 1) };
+        match address {
+            Address::Postgres(postgres) => {
+                if known.insert(postgres.id()) {
+                    let isolation = settings.isolation;
+                    let provider = Postgres::open(postgres, isolation, root, owner, suffix, has_setup)?;
+                    providers.push(Box::new(provider));
+                }
+            }
+            Address::Sqlite(sqlite) => {
+                if known.insert(sqlite.path().display().to_string()) {
+                    let provider = Sqlite::open(sqlite, root, &tag, suffix, has_setup);
+                    providers.push(Box::new(provider.map_err(|e| Stop::not_started(one_line(&e)))?));
+                }
+            }
+            Address::InMemory(_) => {}
+        }
+    }
+    Ok(providers)
+}
+
+/// The command as a shell would be given it.
+fn shell_line(command: &[OsString]) -> String {
+    let words: Vec<_> = command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
+}

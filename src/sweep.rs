@@ -1,0 +1,97 @@
+//! Sweeping: undoing what is owed. This is the one place that removes anything.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use crate::error::one_line;
+use crate::inventory::{Inventory, Item};
+use crate::ledger::resource::ResourceEvent;
+use crate::name::Place;
+use crate::provider::{Provider, Resource, ResourceKind};
+
+/// How many places are undone at once. Dropping a database is mostly waiting for the
+/// server's checkpoint, which several drops share.
+const AT_ONCE: usize = 8;
+
+/// What a sweep came to. It goes on past every failure.
+#[derive(Debug, Default)]
+pub struct SweepReport {
+    /// How many of each kind are gone.
+    pub removed: BTreeMap<ResourceKind, usize>,
+    /// What is still there, and why.
+    pub stuck: Vec<(Resource, String)>,
+}
+
+/// What a sweep is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything the run owes.
+    Run,
+    /// One place of it.
+    Place(Place),
+}
+
+/// Undoes what the run owes within `scope`: sessions end first, then things go in the
+/// reverse order of their making, lanes beside each other, the template and the run's
+/// own directory last.
+pub fn sweep(inventory: &Inventory, providers: &[Box<dyn Provider>], scope: Scope) -> SweepReport {
+    let mut places: BTreeMap<Place, Vec<Item>> = BTreeMap::new();
+    for item in inventory.owed() {
+        if scope == Scope::Run || scope == Scope::Place(item.resource.place) {
+            places.entry(item.resource.place).or_default().push(item);
+        }
+    }
+    let report = Mutex::new(SweepReport::default());
+    let rest: Vec<_> =
+        [Place::Template, Place::Run].into_iter().filter_map(|place| places.remove_entry(&place)).collect();
+    let lanes = Mutex::new(places.into_iter());
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let next = lanes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+                    let Some((place, items)) = next else { break };
+                    undo(inventory, providers, place, items, &report);
+                }
+            });
+        }
+    });
+    for (place, items) in rest {
+        undo(inventory, providers, place, items, &report);
+    }
+    report.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn undo(
+    inventory: &Inventory,
+    providers: &[Box<dyn Provider>],
+    place: Place,
+    items: Vec<Item>,
+    report: &Mutex<SweepReport>,
+) {
+    let provider_of = |resource: &Resource| providers.iter().find(|provider| provider.id() == resource.provider);
+    for provider in providers.iter().filter(|provider| items.iter().any(|item| item.resource.provider == provider.id()))
+    {
+        // If sessions do not end, removing fails in its turn and says so.
+        let _ = provider.disconnect(place);
+    }
+    for item in items.into_iter().rev() {
+        let resource = item.resource;
+        let done = provider_of(&resource).map_or_else(
+            || Err(anyhow::anyhow!("nothing here knows {}", resource.provider)),
+            |provider| provider.remove(&resource),
+        );
+        let mut report = report.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match done {
+            Ok(()) => {
+                inventory.happened(&resource, ResourceEvent::Remove, None);
+                *report.removed.entry(resource.kind).or_default() += 1;
+            }
+            Err(error) => {
+                let why = one_line(&error);
+                inventory.happened(&resource, ResourceEvent::Fail, Some(why.clone()));
+                report.stuck.push((resource, why));
+            }
+        }
+    }
+}
