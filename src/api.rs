@@ -166,7 +166,7 @@ async fn lease(api: Arc<Api>, request: LaneRequest, peer: Peer) -> Result<Grant,
     }
     let gone = || Problem::new(StatusCode::GONE, "caller-gone", "the calling process is gone");
     let pid = peer.pid.ok_or_else(gone)?;
-    let process = Arc::new(PidFd::open(pid).and_then(AsyncFd::new).map_err(|_| gone())?);
+    let process = Arc::new(keeper::hold(pid).map_err(|_| gone())?);
     // A process without a name is known by its lane: `slot0` in lane 0.
     let holder = request.worker.clone().unwrap_or_else(|| format!("process {pid}"));
     let mut grant = api.keeper.lease(&holder, None).await.map_err(no_lane)?;
@@ -286,7 +286,9 @@ async fn tests(
             Batch::Many(events) => events,
             Batch::One(event) => vec![*event],
         };
-        events.into_iter().for_each(|event| happened(&api, event, peer));
+        for event in events {
+            happened(&api, event, peer);
+        }
         return Ok(StatusCode::ACCEPTED.into_response());
     }
     let mut speaker = None;
@@ -326,7 +328,7 @@ fn happened(api: &Arc<Api>, event: Event, peer: Peer) {
                 (Role::Controller, _) => roster.is_controller(&worker),
                 (Role::Worker, pid) => {
                     roster.join(&worker, crate::name::Lane(lane.unwrap_or(0)), pid, Timestamp::now());
-                    if let Some(process) = pid.and_then(|pid| PidFd::open(pid).and_then(AsyncFd::new).ok()) {
+                    if let Some(process) = pid.and_then(|pid| keeper::hold(pid).ok()) {
                         watch(api, worker, Arc::new(process));
                     }
                 }
@@ -334,7 +336,7 @@ fn happened(api: &Arc<Api>, event: Event, peer: Peer) {
         }
         Event::Begin { worker, test, attempt, at } => roster.test_began(&worker, &test, attempt, time(at)),
         Event::End { worker, test, outcome, message, at } => {
-            roster.test_ended(&worker, &test, Some(&outcome), message.as_deref(), time(at))
+            roster.test_ended(&worker, &test, Some(&outcome), message.as_deref(), time(at));
         }
         Event::Goodbye { worker } => roster.said_goodbye(&worker),
         // Its lane is taken at once, before its controller asks for another; how it ended,

@@ -21,6 +21,7 @@ pub struct Cli {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
+#[expect(missing_docs, reason = "the arguments are documented where they are declared")]
 pub enum Command {
     /// Run a test command, each of its workers in a lane of its own
     Run(Box<RunArgs>),

@@ -48,7 +48,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<i32> {
     let ledger = shown_path(&settings.ledger, &settings.cwd);
     let outcome = supervisor::run(settings, &command, &recognised)?;
     if !quiet {
-        report::summary(&outcome, &ledger).iter().for_each(|line| say(line));
+        for line in report::summary(&outcome, &ledger) {
+            say(&line);
+        }
     }
     let left =
         !outcome.swept.stuck.is_empty() || outcome.uncleaned.iter().any(|(_, why)| !why.starts_with("no [cleaner"));
@@ -73,7 +75,7 @@ fn join_outer_run(
         inner.envs(recognised.equipment(command, &settings.variables, shims, &settings.cwd));
     }
     let error = inner.exec();
-    bail!(Stop::new(ExitCode::NotExecutable, format!("cannot execute {}: {error}", command[0].display())))
+    bail!(Stop::with(ExitCode::NotExecutable, format!("cannot execute {}: {error}", command[0].display())))
 }
 
 /// The path as a person in `cwd` would type it.
@@ -89,7 +91,7 @@ pub fn runs(ledger: LedgerArgs, format: Format) -> anyhow::Result<i32> {
 /// `isolane query`.
 pub fn query(sql: &str, ledger: LedgerArgs, format: Format) -> anyhow::Result<i32> {
     let (choices, config) = ledger.choices();
-    let path = settings_of_ledger(choices, config)?;
+    let path = settings_of_ledger(choices, config.as_deref())?;
     let usage = |error: rusqlite::Error| Stop::usage(format!("cannot answer that: {error}"));
     let db = ledger::open_for_queries(&path).map_err(|e| Stop::usage(crate::error::one_line(&e)))?;
     let mut statement = db.prepare(sql).map_err(|error| match error.sqlite_error_code() {
@@ -98,7 +100,7 @@ pub fn query(sql: &str, ledger: LedgerArgs, format: Format) -> anyhow::Result<i3
         }
         _ => usage(error),
     })?;
-    let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let count = columns.len();
     let mut found = Rows { columns, rows: Vec::new() };
     let mut rows = statement.query([]).map_err(usage)?;
@@ -112,10 +114,10 @@ pub fn query(sql: &str, ledger: LedgerArgs, format: Format) -> anyhow::Result<i3
 }
 
 /// Where the ledger is. A database address that cannot be used does not matter here.
-fn settings_of_ledger(choices: Choices, config: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+fn settings_of_ledger(choices: Choices, config: Option<&Path>) -> anyhow::Result<PathBuf> {
     let cwd = std::env::current_dir().context("cannot tell the current directory")?;
     let only_ledger = std::env::vars_os().filter(|(name, _)| name == "ISOLANE_LEDGER");
-    Ok(Settings::fold(choices, config.as_deref(), only_ledger, &cwd)?.ledger)
+    Ok(Settings::fold(choices, config, only_ledger, &cwd)?.ledger)
 }
 
 fn value(value: ValueRef<'_>) -> Value {
@@ -130,7 +132,7 @@ fn value(value: ValueRef<'_>) -> Value {
 
 /// `isolane record`.
 pub fn record(kind: &str, key: &str) -> anyhow::Result<i32> {
-    let away = |why: String| Stop::new(ExitCode::Unavailable, why);
+    let away = |why: String| Stop::with(ExitCode::Unavailable, why);
     let socket = std::env::var_os("ISOLANE_SOCKET")
         .ok_or_else(|| away("`isolane record` works inside of `isolane run` only; there is no run here".to_owned()))?;
     let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());

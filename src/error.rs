@@ -36,16 +36,16 @@ pub struct Stop {
 impl Stop {
     /// A usage error.
     pub fn usage(message: impl fmt::Display) -> anyhow::Error {
-        Self::new(ExitCode::Usage, message)
+        Self::with(ExitCode::Usage, message)
     }
 
     /// The run cannot start.
     pub fn not_started(message: impl fmt::Display) -> anyhow::Error {
-        Self::new(ExitCode::NotStarted, message)
+        Self::with(ExitCode::NotStarted, message)
     }
 
     /// An end with this code and line.
-    pub fn new(code: ExitCode, message: impl fmt::Display) -> anyhow::Error {
+    pub fn with(code: ExitCode, message: impl fmt::Display) -> anyhow::Error {
         anyhow::Error::new(Self { code, message: message.to_string() })
     }
 }

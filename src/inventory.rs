@@ -1,6 +1,7 @@
 //! What a run made or promised to make, in memory and in the ledger alike. The promise
 //! is on the disk before the deed.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use anyhow::Context;
@@ -9,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::ledger::resource::{self, ResourceEvent, ResourceKey, ResourceState};
 use crate::ledger::{Durability, RunKey, Writer};
 use crate::name::Place;
-use crate::provider::{Provider, Resource};
+use crate::provider::{Provider, Resource, ResourceKind};
 
 /// One thing, and how it stands.
 #[derive(Clone, Debug)]
@@ -101,5 +102,14 @@ impl Inventory {
             .filter(|item| !matches!(item.state, ResourceState::Removed | ResourceState::Kept))
             .cloned()
             .collect()
+    }
+
+    /// How many of each kind were made and are gone, in the whole run.
+    pub fn removed(&self) -> BTreeMap<ResourceKind, usize> {
+        let mut removed = BTreeMap::new();
+        for item in self.items().iter().filter(|item| item.state == ResourceState::Removed) {
+            *removed.entry(item.resource.kind).or_default() += 1;
+        }
+        removed
     }
 }

@@ -170,15 +170,15 @@ impl Keeper {
     async fn ready(self: &Arc<Self>, lane: Lane) -> anyhow::Result<()> {
         loop {
             let changed = self.changed.notified();
-            let stage = {
+            let found = {
                 let mut state = self.state();
-                let stage = state.book.stage(lane);
-                if stage == Stage::Unmade {
+                let found = state.book.stage(lane);
+                if found == Stage::Unmade {
                     state.book.set_stage(lane, Stage::Making);
                 }
-                stage
+                found
             };
-            match stage {
+            match found {
                 Stage::Ready => return Ok(()),
                 Stage::Unmade => return self.make(lane).await,
                 Stage::Stuck => {
@@ -222,6 +222,13 @@ impl Keeper {
         }
         made.map_err(|error| anyhow!("{}", one_line(&error)))
     }
+}
+
+/// Holds a process so that its end can be waited for.
+pub fn hold(pid: i32) -> std::io::Result<AsyncFd<PidFd>> {
+    let process = PidFd::open(pid)?;
+    // SAFETY: it owns its descriptor, which stays open and the same as long as it lives.
+    Ok(unsafe { AsyncFd::register(process) }?)
 }
 
 fn has_ended(process: &AsyncFd<PidFd>) -> bool {

@@ -22,7 +22,7 @@ pub fn summary(outcome: &Outcome, ledger: &str) -> Vec<String> {
     if !outcome.tally.crashed.is_empty() {
         lines.push(format!("crashed: {}", outcome.tally.crashed.join(", ")));
     }
-    lines.extend(cut(outcome.notices.iter().cloned().collect()));
+    lines.extend(cut(outcome.notices.clone()));
     lines.extend(cut(outcome
         .uncleaned
         .iter()
@@ -65,7 +65,7 @@ fn counts(outcome: &Outcome) -> String {
 }
 
 fn removed(outcome: &Outcome) -> String {
-    let counted: BTreeMap<_, _> = outcome.swept.removed.iter().filter(|(_, n)| **n > 0).collect();
+    let counted: BTreeMap<_, _> = outcome.removed.iter().filter(|(_, n)| **n > 0).collect();
     let things: Vec<_> = counted.into_iter().map(|(kind, n)| plural(*n, kind.as_str())).collect();
     let things = if things.is_empty() { "nothing".to_owned() } else { things.join(", ") };
     let left = match (outcome.kept, outcome.swept.stuck.len() + outcome.uncleaned.len()) {

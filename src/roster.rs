@@ -152,15 +152,12 @@ impl Roster {
         let mut state = self.state();
         let number = state.next_test;
         state.next_test += 1;
-        let counted = match state.attempts.get_mut(id) {
-            Some(count) => {
-                *count += 1;
-                *count
-            }
-            None => {
-                state.attempts.insert(id.to_owned(), 1);
-                1
-            }
+        let counted = if let Some(count) = state.attempts.get_mut(id) {
+            *count += 1;
+            *count
+        } else {
+            state.attempts.insert(id.to_owned(), 1);
+            1
         };
         let attempt = attempt.unwrap_or(counted);
         state.workers.entry(worker.to_owned()).or_default().open.push(OpenTest { number, id: id.to_owned() });

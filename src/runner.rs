@@ -113,6 +113,7 @@ fn is_run(word: Option<&&str>) -> bool {
 
 impl Recognised {
     /// The runner that the user names instead of the one found.
+    #[must_use]
     pub fn overridden(self, runner: Option<Runner>) -> Self {
         Self { runner: runner.unwrap_or(self.runner), ..self }
     }

@@ -8,6 +8,7 @@ mod start;
 
 pub use command::resolve;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ use crate::ledger::run::RunState;
 use crate::ledger::{self, Durability};
 use crate::os::process::{self, Ended};
 use crate::os::signal::Signals;
+use crate::provider::ResourceKind;
 use crate::roster::{Roster, Tally};
 use crate::run::Run;
 use crate::runner::Recognised;
@@ -43,7 +45,9 @@ pub struct Outcome {
     pub ended: Ended,
     /// Its workers and tests.
     pub tally: Tally,
-    /// What was undone.
+    /// What was undone, by kind.
+    pub removed: BTreeMap<ResourceKind, usize>,
+    /// What could not be undone.
     pub swept: SweepReport,
     /// How many things were left on the user's wish.
     pub kept: usize,
@@ -110,7 +114,8 @@ async fn serve(
         .map_err(|e| Stop::not_started(format!("cannot open the socket {}: {e}", run.socket().display())))?;
     let api = Arc::new(Api { run: Arc::clone(run), keeper: Arc::clone(keeper), roster: Arc::clone(roster) });
     let door = tokio::spawn(api::serve(listener, api));
-    let signals = AsyncFd::new(signals)?;
+    // SAFETY: it owns its descriptor, which stays open and the same as long as it lives.
+    let signals = unsafe { AsyncFd::register(signals) }?;
     let mut commands = Commands::prepare(run, keeper, program, command, recognised, &started.shims).await?;
     let began = Instant::now();
     commands.spawn(roster)?;
@@ -165,6 +170,7 @@ fn home(
     let outcome = Outcome {
         ended: served.ended,
         tally,
+        removed: run.inventory.removed(),
         swept,
         kept,
         uncleaned,

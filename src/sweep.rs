@@ -7,7 +7,7 @@ use crate::error::one_line;
 use crate::inventory::{Inventory, Item};
 use crate::ledger::resource::ResourceEvent;
 use crate::name::Place;
-use crate::provider::{Provider, Resource, ResourceKind};
+use crate::provider::{Provider, Resource};
 
 /// How many places are undone at once. Dropping a database is mostly waiting for the
 /// server's checkpoint, which several drops share.
@@ -16,8 +16,6 @@ const AT_ONCE: usize = 8;
 /// What a sweep came to. It goes on past every failure.
 #[derive(Debug, Default)]
 pub struct SweepReport {
-    /// How many of each kind are gone.
-    pub removed: BTreeMap<ResourceKind, usize>,
     /// What is still there, and why.
     pub stuck: Vec<(Resource, String)>,
 }
@@ -85,7 +83,6 @@ fn undo(
         match done {
             Ok(()) => {
                 inventory.happened(&resource, ResourceEvent::Remove, None);
-                *report.removed.entry(resource.kind).or_default() += 1;
             }
             Err(error) => {
                 let why = one_line(&error);

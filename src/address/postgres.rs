@@ -113,10 +113,10 @@ impl PostgresAddress {
                 ["/var/run/postgresql", "/tmp"].into_iter().find(|dir| Path::new(dir).join(".s.PGSQL.5432").exists());
             given.hosts.push(sockets.unwrap_or("localhost").to_owned());
         }
-        if given.ports.is_empty() {
-            if let Some(ports) = parameter("port").or_else(|| variable("PGPORT")) {
-                given.ports = ports.split(',').map(parse_port).collect::<Result<_, _>>()?;
-            }
+        if given.ports.is_empty()
+            && let Some(ports) = parameter("port").or_else(|| variable("PGPORT"))
+        {
+            given.ports = ports.split(',').map(parse_port).collect::<Result<_, _>>()?;
         }
         // One port serves all hosts, and none means the standard one (libpq).
         let default = if given.ports.len() == 1 { given.ports[0] } else { 5432 };

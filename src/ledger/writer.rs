@@ -127,7 +127,8 @@ fn apply(db: &mut Connection, batch: Vec<Queued>) -> Option<rusqlite::Error> {
         tx.commit()
     });
     for (done, result) in waiting {
-        let _ = done.send(result.and_then(|()| committed.as_ref().map_err(repeat).map(|_| ())));
+        let kept = committed.as_ref().copied().map_err(repeat);
+        let _ = done.send(result.and(kept));
     }
     committed.err().or(lost)
 }

@@ -6,7 +6,7 @@
 //! SIGTSTP is left alone: Ctrl-Z stops us and the runner together, as in any job.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
@@ -52,7 +52,7 @@ impl Signals {
 
 impl AsRawFd for Signals {
     fn as_raw_fd(&self) -> RawFd {
-        std::os::fd::AsFd::as_fd(&self.0).as_raw_fd()
+        self.0.as_fd().as_raw_fd()
     }
 }
 

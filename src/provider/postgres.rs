@@ -111,7 +111,7 @@ impl Postgres {
 
     fn databases(address: &PostgresAddress, facts: &Facts, names: &Names) -> anyhow::Result<Separation> {
         Ok(Separation::Database(Databases {
-            admin: Pool::new(connection::config(address)?.dbname(facts.maintenance_database(address)).clone()),
+            admin: Pool::new(connection::config(address)?.dbname(Facts::maintenance_database(address)).clone()),
             source: address.clone(),
             names: names.clone(),
             dump_because: facts.no_copy(address),
@@ -182,6 +182,8 @@ impl Provider for Postgres {
     fn verify(&self, place: Place) -> anyhow::Result<()> {
         match &self.separation {
             Separation::Database(_) => Ok(()),
+            // Without setup nobody works in the template, and there is none.
+            Separation::Schema(_) if self.plan(place).is_empty() => Ok(()),
             Separation::Schema(schemas) => schemas.verify(place),
         }
     }

@@ -1,6 +1,7 @@
 //! Commands that a run starts: the user's own, its setup, its cleaners.
 
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -37,10 +38,10 @@ pub fn resolve(program: &OsStr, settings: &Settings) -> anyhow::Result<PathBuf> 
         let there = settings.cwd.join(program);
         if name.contains('/') && there.exists() {
             let why = if there.is_dir() { "it is a directory" } else { "it is not executable (chmod +x?)" };
-            Stop::new(ExitCode::NotExecutable, format!("cannot execute {name}: {why}"))
+            Stop::with(ExitCode::NotExecutable, format!("cannot execute {name}: {why}"))
         } else {
             let message = format!("cannot find the command {name}; is it installed, and in PATH?");
-            Stop::new(ExitCode::NotFound, message)
+            Stop::with(ExitCode::NotFound, message)
         }
     })
 }
@@ -57,10 +58,11 @@ pub fn set_up(setup: &str, run: &Run) -> anyhow::Result<()> {
     if output.status.success() {
         return Ok(());
     }
+    // Whole, as the command printed it: it is all that tells what went wrong.
     let text = [output.stdout, output.stderr].concat();
     let text = mask(String::from_utf8_lossy(&text).trim_end(), &run.secrets);
-    let shown: String = text.lines().map(|line| format!("\n{line}")).collect();
-    bail!(Stop::not_started(format!("the setup command failed ({}): {setup}{shown}", describe(output.status))))
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    bail!(Stop::not_started(format!("the setup command failed ({}): {setup}", describe(output.status))))
 }
 
 /// Runs the cleaner of one record.
@@ -161,7 +163,7 @@ impl Commands {
                 let not_found = error.kind() == std::io::ErrorKind::NotFound;
                 let code = if not_found { ExitCode::NotFound } else { ExitCode::NotExecutable };
                 let program = copy.command.as_std().get_program().display();
-                Stop::new(code, format!("cannot execute {program}: {error}"))
+                Stop::with(code, format!("cannot execute {program}: {error}"))
             })?;
             if let Some((worker, lane)) = copy.worker {
                 let pid = child.id().and_then(|pid| i32::try_from(pid).ok());

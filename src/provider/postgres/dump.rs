@@ -221,24 +221,26 @@ impl Scanner {
                 out.extend_from_slice(rest);
                 return;
             }
-            if !self.literal && rest[0] == b'$' {
-                if let Some(tag) = dollar_tag(rest) {
-                    match &self.dollar {
-                        Some(open) if open == tag => self.dollar = None,
-                        None => self.dollar = Some(tag.to_vec()),
-                        Some(_) => {}
-                    }
-                    out.extend_from_slice(tag);
-                    at += tag.len();
-                    continue;
+            if !self.literal
+                && rest[0] == b'$'
+                && let Some(tag) = dollar_tag(rest)
+            {
+                match &self.dollar {
+                    Some(open) if open == tag => self.dollar = None,
+                    None => self.dollar = Some(tag.to_vec()),
+                    Some(_) => {}
                 }
+                out.extend_from_slice(tag);
+                at += tag.len();
+                continue;
             }
             if self.dollar.is_none() && rest[0] == b'\'' {
                 self.literal = !self.literal;
             }
             let before = line[..at].last().copied().unwrap_or(b' ');
             let starts_name = !(before.is_ascii_alphanumeric() || b"_$.\"".contains(&before) || before >= 0x80);
-            let in_place = !self.literal || (before == b'\'' && is_regclass_literal(rest));
+            let is_name = is_regclass_literal(rest) || line.starts_with(b"SELECT pg_catalog.setval(");
+            let in_place = !self.literal || (before == b'\'' && is_name);
             if starts_name
                 && in_place
                 && rest.starts_with(from)
@@ -295,11 +297,13 @@ mod tests {
             ALTER TABLE ONLY public.t ALTER COLUMN id SET DEFAULT nextval('public.t_id_seq'::regclass);\n\
             COPY public.t (c) FROM stdin;\npublic.t\n\\.\n\
             CREATE FUNCTION public.f() AS $_$ SELECT 'it''s' FROM public.t -- public.t $_$;\n\
+            SELECT pg_catalog.setval('public.t_id_seq', 1, true);\n\
             SELECT republic.x, public_x.y, other.public.z;\n";
         let expected = "CREATE TABLE lane.t (a public.citext, b lane.mood DEFAULT 'x'::lane.mood, c text DEFAULT 'see public.t');\n\
             ALTER TABLE ONLY lane.t ALTER COLUMN id SET DEFAULT nextval('lane.t_id_seq'::regclass);\n\
             COPY lane.t (c) FROM stdin;\npublic.t\n\\.\n\
             CREATE FUNCTION lane.f() AS $_$ SELECT 'it''s' FROM lane.t -- lane.t $_$;\n\
+            SELECT pg_catalog.setval('lane.t_id_seq', 1, true);\n\
             SELECT republic.x, public_x.y, other.public.z;\n";
         assert_eq!(rename(dump, "public"), expected);
     }

@@ -32,8 +32,6 @@ pub struct Facts {
     pub grants: Option<Vec<(String, String)>>,
     /// How to make an empty database that takes this one's content.
     pub template0_options: String,
-    /// The schema that unqualified names are made in.
-    pub schema: Option<String>,
 }
 
 const QUESTIONS: &str = "
@@ -49,7 +47,6 @@ SELECT current_setting('server_version') AS version_text,
        coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') AS locale,
        (SELECT count(*) FROM pg_stat_activity a
          WHERE a.datid = d.oid AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend') AS others,
-       current_schema()::text AS schema,
        d.datacl IS NOT NULL AS has_grants
   FROM pg_database d, pg_roles r
  WHERE d.datname = current_database() AND r.rolname = current_user";
@@ -90,7 +87,6 @@ impl Facts {
             settings: settings.iter().map(|row| (row.get("role"), row.get("setting"))).collect(),
             grants: grants.map(|rows| rows.iter().map(|row| (row.get("grantee"), row.get("privilege"))).collect()),
             template0_options: template0_options(&row),
-            schema: row.get("schema"),
         })
     }
 
@@ -113,7 +109,7 @@ impl Facts {
 
     /// The database to be connected to while databases are made and dropped: not the one
     /// that is copied.
-    pub fn maintenance_database(&self, address: &PostgresAddress) -> &'static str {
+    pub fn maintenance_database(address: &PostgresAddress) -> &'static str {
         if address.database() == "postgres" { "template1" } else { "postgres" }
     }
 }
@@ -132,7 +128,7 @@ fn template0_options(row: &Row) -> String {
     match (provider.as_deref(), locale) {
         (Some("i"), Some(locale)) => options.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {}", literal(&locale))),
         (Some("b"), Some(locale)) => {
-            options.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {}", literal(&locale)))
+            options.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {}", literal(&locale)));
         }
         _ => {}
     }
