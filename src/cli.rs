@@ -105,7 +105,7 @@ pub struct RunArgs {
     #[arg(short, long)]
     quiet: bool,
     /// The command, with its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
 

@@ -23,12 +23,18 @@ pub enum ExitCode {
     NotFound = 127,
 }
 
+impl From<ExitCode> for i32 {
+    fn from(code: ExitCode) -> Self {
+        code as Self
+    }
+}
+
 /// An end with a code of its own and one line that says what, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Stop {
     /// What the process exits with.
-    pub code: ExitCode,
+    pub code: i32,
     /// The line.
     pub message: String,
 }
@@ -45,14 +51,14 @@ impl Stop {
     }
 
     /// An end with this code and line.
-    pub fn with(code: ExitCode, message: impl fmt::Display) -> anyhow::Error {
-        anyhow::Error::new(Self { code, message: message.to_string() })
+    pub fn with(code: impl Into<i32>, message: impl fmt::Display) -> anyhow::Error {
+        anyhow::Error::new(Self { code: code.into(), message: message.to_string() })
     }
 }
 
 /// The code that `error` ends the process with.
-pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    error.downcast_ref::<Stop>().map_or(ExitCode::NotStarted, |stop| stop.code)
+pub fn exit_code(error: &anyhow::Error) -> i32 {
+    error.downcast_ref::<Stop>().map_or(ExitCode::NotStarted as i32, |stop| stop.code)
 }
 
 /// The error and its causes on one line, as a person reads it.

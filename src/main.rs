@@ -19,6 +19,6 @@ fn main() {
     };
     exit(done.unwrap_or_else(|error| {
         report::say(&one_line(&error));
-        exit_code(&error) as i32
+        exit_code(&error)
     }))
 }

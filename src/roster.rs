@@ -104,11 +104,13 @@ impl Roster {
     /// A worker is there.
     pub fn join(&self, worker: &str, lane: Lane, pid: Option<i32>, at: Timestamp) {
         let mut state = self.state();
-        if state.workers.contains_key(worker) {
-            return;
+        match state.workers.get(worker) {
+            Some(member) if member.outcome.is_none() => return,
+            // A second pytest within one run has a `gw0` again.
+            Some(_) => {}
+            None => state.order.push(worker.to_owned()),
         }
         state.workers.insert(worker.to_owned(), Member::default());
-        state.order.push(worker.to_owned());
         let (run, worker) = (self.run, worker.to_owned());
         self.writer.tell(move |db| worker::begin(db, run, &worker, lane, pid, at));
     }

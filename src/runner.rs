@@ -19,6 +19,8 @@ pub struct Recognised {
     pub runner: Runner,
     /// Where its own arguments begin, behind launchers such as `uv run`.
     arguments: usize,
+    /// Whether it will run tests, and not only list them or so.
+    pub runs_tests: bool,
 }
 
 /// Where the run has put the shims.
@@ -35,25 +37,24 @@ pub struct Shims {
 pub fn recognise(command: &[OsString]) -> Recognised {
     let words: Vec<&str> = command.iter().map(|word| word.to_str().unwrap_or("")).collect();
     let found = recognise_words(&words, 0);
-    found.unwrap_or(Recognised { runner: Runner::Plain, arguments: command.len().min(1) })
+    found.unwrap_or(Recognised { runner: Runner::Plain, arguments: command.len().min(1), runs_tests: true })
 }
 
 fn recognise_words(words: &[&str], start: usize) -> Option<Recognised> {
     let program = program_name(words.get(start)?);
     let rest = start + 1;
-    let found = |runner, arguments| Some(Recognised { runner, arguments });
+    let found = |runner, arguments| Some(Recognised { runner, arguments, runs_tests: true });
     match program {
         "pytest" | "py.test" => found(Runner::Pytest, rest),
         "cargo" => {
             let verb = rest + words[rest..].iter().take_while(|word| word.starts_with(['+', '-'])).count();
             match *words.get(verb)? {
-                "nextest" if is_run(words.get(verb + 1)) => found(Runner::Nextest, verb + 2),
+                "nextest" => Some(nextest(words, verb + 1)),
                 "test" | "t" => found(Runner::CargoTest, verb + 1),
                 _ => None,
             }
         }
-        "cargo-nextest" => (words.get(rest) == Some(&"nextest") && is_run(words.get(rest + 1)))
-            .then_some(Recognised { runner: Runner::Nextest, arguments: rest + 2 }),
+        "cargo-nextest" if words.get(rest) == Some(&"nextest") => Some(nextest(words, rest + 1)),
         "env" => {
             let inner =
                 rest + words[rest..].iter().take_while(|word| word.starts_with('-') || word.contains('=')).count();
@@ -84,9 +85,14 @@ fn recognise_words(words: &[&str], start: usize) -> Option<Recognised> {
     }
 }
 
+fn nextest(words: &[&str], at: usize) -> Recognised {
+    let runs_tests = matches!(words.get(at), Some(&("run" | "r")));
+    Recognised { runner: Runner::Nextest, arguments: (at + 1).min(words.len()), runs_tests }
+}
+
 fn module(words: &[&str], at: usize) -> Option<Recognised> {
     match *words.get(at)? {
-        "pytest" | "py.test" => Some(Recognised { runner: Runner::Pytest, arguments: at + 1 }),
+        "pytest" | "py.test" => Some(Recognised { runner: Runner::Pytest, arguments: at + 1, runs_tests: true }),
         "coverage" => recognise_words(words, at),
         _ => None,
     }
@@ -107,10 +113,6 @@ fn is_python(program: &str) -> bool {
     })
 }
 
-fn is_run(word: Option<&&str>) -> bool {
-    matches!(word, Some(&("run" | "r")))
-}
-
 impl Recognised {
     /// The runner that the user names instead of the one found.
     #[must_use]
@@ -126,6 +128,7 @@ impl Recognised {
             .filter_map(|word| word.to_str().map(str::to_owned))
             .collect();
         match self.runner {
+            _ if !self.runs_tests => 0,
             Runner::Pytest => pytest::expected_workers(&arguments, variables),
             Runner::Nextest => cargo::nextest_threads(&arguments, variables),
             Runner::CargoTest | Runner::Plain => 0,
@@ -197,7 +200,6 @@ mod tests {
             "./run.sh pytest",
             "python script.py -m pytest",
             "cargo build",
-            "cargo nextest list",
             "pythonic -m pytest",
             "python",
             "echo pytest",

@@ -117,6 +117,10 @@ async fn serve(
     // SAFETY: it owns its descriptor, which stays open and the same as long as it lives.
     let signals = unsafe { AsyncFd::register(signals) }?;
     let mut commands = Commands::prepare(run, keeper, program, command, recognised, &started.shims).await?;
+    if let Some(arrival) = signals.get_ref().read()? {
+        let message = format!("{} came before the command was started; nothing is left", arrival.signal);
+        return Err(Stop::with(128 + arrival.signal as i32, message));
+    }
     let began = Instant::now();
     commands.spawn(roster)?;
     let ended = commands.wait(&signals).await?;
@@ -227,10 +231,12 @@ fn missing_reports(tally: &Tally, ended: Ended, command: &[OsString], recognised
         {
             missing.push("pytest did not report: isolane's plugin was not loaded (python -I or -E? -p no:isolane_pytest? a wrapper that resets PYTHONPATH?), so workers had no lanes of their own".to_owned());
         }
-        Runner::Nextest if tally.tests == 0 && [0, 100].contains(&code) && !says(&["--no-run"]) => {
-            missing.push("no test of nextest did report: another target runner took the place of isolane's (--config target.….runner?), so tests had no lanes".to_owned());
+        Runner::Nextest
+            if tally.tests == 0 && recognised.runs_tests && [0, 100].contains(&code) && !says(&["--no-run"]) =>
+        {
+            missing.push("nextest's tests did not report: another target runner took the place of isolane's (--config target.….runner?), so tests had no lanes".to_owned());
         }
-        Runner::Nextest if code == 0 && tally.tests < tally.listed && !has_filter(command) => {
+        Runner::Nextest if code == 0 && recognised.runs_tests && tally.tests < tally.listed && !has_filter(command) => {
             missing.push(format!(
                 "{} of {} tests did not report and had no lanes, unless a filter left them out (a wrapper script without `target-runner = \"within-wrapper\"`?)",
                 tally.listed - tally.tests, tally.listed
@@ -240,7 +246,7 @@ fn missing_reports(tally: &Tally, ended: Ended, command: &[OsString], recognised
             if tally.tests == 0 && [0, 101].contains(&code) && !says(&["--no-run", "--doc", "--help"]) =>
         {
             missing.push(
-                "no test binary did report: another target runner took the place of isolane's, so tests had no lanes"
+                "the test binaries did not report: another target runner took the place of isolane's, so tests had no lanes"
                     .to_owned(),
             );
         }

@@ -33,7 +33,9 @@ fn main() {
     if env::var_os("NEXTEST_TEST_PHASE").is_some_and(|phase| phase == "list") {
         list(&socket, &arguments);
     }
-    if arguments.iter().any(|argument| argument == "--list") {
+    // A program that `cargo run` starts is no test, and a list of tests runs none.
+    let is_list = arguments.iter().any(|argument| argument == "--list");
+    if is_list || test(&arguments).is_none() {
         become_test(command(&arguments));
     }
     let mut command = command(&arguments);

@@ -211,26 +211,39 @@ class Plugin:
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item, nextitem):
-        self.outcomes = {"rank": -1, "outcome": "passed", "message": None}
-        self.story.tell("begin", worker=WORKER, test=item.nodeid, at=time.time())
+        self.begin(_test_id(item))
         self.story.send()
         yield
-        outcome, message = self.outcomes["outcome"], self.outcomes["message"]
-        self.story.tell("end", worker=WORKER, test=item.nodeid, outcome=outcome, message=message, at=time.time())
+        self.end()
         # Otherwise it goes with the beginning of the next one: one message a test.
         if nextitem is None:
             self.story.send()
+
+    def begin(self, test):
+        self.test = test
+        self.outcomes = {"rank": -1, "outcome": "passed", "message": None}
+        self.story.tell("begin", worker=WORKER, test=test, at=time.time())
+
+    def end(self):
+        outcome, message = self.outcomes["outcome"], self.outcomes["message"]
+        self.story.tell("end", worker=WORKER, test=self.test, outcome=outcome, message=message, at=time.time())
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report):
         if self.is_controller or not self.outcomes:
             return
+        if report.outcome == "rerun":
+            # pytest-rerunfailures repeats a test within one run of its protocol.
+            self.outcomes.update(outcome="failed", message=_message(report))
+            self.end()
+            self.begin(self.test)
+            return
         outcome = _outcome(report)
         if outcome is None:
             return
         rank, word = outcome
-        # Of setup, call and teardown the worst counts; a repeated attempt starts anew.
-        if report.when == "setup" or rank > self.outcomes["rank"]:
+        # Of setup, call and teardown the worst counts.
+        if rank > self.outcomes["rank"]:
             self.outcomes.update(rank=rank, outcome=word, message=_message(report))
 
     @pytest.hookimpl(trylast=True)
@@ -240,6 +253,14 @@ class Plugin:
         self.story.end()
 
 
+def _test_id(item):
+    """The id as pytest takes it back: for `--dist loadgroup`, xdist hangs the group on."""
+    test = item.nodeid
+    if IS_WORKER and getattr(item.config.option, "loadgroup", False) and item.get_closest_marker("xdist_group"):
+        test = test.rsplit("@", 1)[0]
+    return test
+
+
 def _outcome(report):
     """How bad a report is, and the word for it; None for one that decides nothing."""
     expected = hasattr(report, "wasxfail")
@@ -247,8 +268,6 @@ def _outcome(report):
         return (3, "failed") if report.when == "call" else (4, "error")
     if report.outcome == "skipped":
         return (2, "xfailed") if expected else (1, "skipped")
-    if report.outcome == "rerun":
-        return (3, "failed")
     if report.when == "call":
         return (1, "xpassed") if expected else (0, "passed")
     return (-1, "passed") if report.when == "setup" else None

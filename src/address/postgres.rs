@@ -20,6 +20,7 @@ pub struct PostgresAddress {
     user: String,
     password: Option<Secret>,
     database: String,
+    options: Option<String>,
     parameters: Vec<(String, String)>,
 }
 
@@ -67,6 +68,9 @@ impl PostgresAddress {
         let mut given = Given::default();
         for host in hosts.split(',').filter(|host| !host.is_empty()) {
             let (name, port) = split_port(host);
+            if name.starts_with('[') != name.ends_with(']') {
+                return Err(BadAddress("has a `[` without its `]`; an IPv6 address is written [::1]".to_owned()));
+            }
             given.hosts.push(decode(name.trim_start_matches('[').trim_end_matches(']'))?);
             given.ports.extend(port.map(parse_port).transpose()?);
         }
@@ -139,7 +143,8 @@ impl PostgresAddress {
             .or_else(|| variable("PGPASSWORD"))
             .or_else(|| from_password_file(variables, &given.hosts[0], given.ports[0], &database, &user))
             .map(Secret::new);
-        Ok(Self { text, hosts: given.hosts, ports: given.ports, user, password, database, parameters })
+        let options = parameter("options").or_else(|| variable("PGOPTIONS"));
+        Ok(Self { text, hosts: given.hosts, ports: given.ports, user, password, database, options, parameters })
     }
 
     /// Hosts, or directories of Unix sockets.
@@ -167,6 +172,11 @@ impl PostgresAddress {
         &self.database
     }
 
+    /// Options for the server, from the address or from `PGOPTIONS`.
+    pub fn options(&self) -> Option<&str> {
+        self.options.as_deref()
+    }
+
     /// A parameter of the connection, such as `sslmode`.
     pub fn parameter(&self, key: &str) -> Option<&str> {
         self.parameters.iter().rev().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
@@ -181,7 +191,7 @@ impl PostgresAddress {
     /// The user's text, with what `target` exchanges.
     pub fn with(&self, target: &LaneTarget<'_>) -> String {
         let options = target.search_path.map(|path| {
-            let own = self.parameter("options").map(|own| format!("{own} ")).unwrap_or_default();
+            let own = self.options.as_ref().map(|own| format!("{own} ")).unwrap_or_default();
             format!("{own}-csearch_path={path}")
         });
         match &self.text {

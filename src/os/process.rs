@@ -2,13 +2,16 @@
 //! while somebody holds it; what is waited for or signalled is held by a pidfd.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
@@ -131,6 +134,16 @@ impl AsRawFd for PidFd {
     }
 }
 
+/// A command whose process gets no blocked signals from us: we block those that we read
+/// from a descriptor, and a mask is inherited (sigprocmask(2)).
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    let unblock = || SigSet::empty().thread_set_mask().map_err(io::Error::from);
+    // SAFETY: between fork and exec only sigprocmask is called, which is allowed there.
+    unsafe { command.pre_exec(unblock) };
+    command
+}
+
 /// Makes this process the one that its orphaned descendants fall to (prctl(2)), so
 /// that a test which outlives its runner stays in reach.
 pub fn become_subreaper() -> io::Result<()> {
@@ -237,7 +250,6 @@ fn reap() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::Command;
 
     #[test]
     fn a_pidfd_tells_how_a_process_ended() {

@@ -27,7 +27,8 @@ pub struct Signals(SignalFd);
 
 impl Signals {
     /// Blocks the signals in this thread, and so in every thread it starts later, and
-    /// reads them from here. Programs started get an empty mask (std clears it).
+    /// reads them from here. Programs must be started by [`super::process::command`], which
+    /// does not hand the mask on.
     /// A signal that was ignored when we were started (`nohup`) stays ignored, by us and
     /// by them.
     pub fn listen() -> io::Result<Self> {

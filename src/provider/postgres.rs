@@ -217,14 +217,17 @@ impl Provider for Postgres {
         let mut user = self.address.user().to_owned();
         let mut password = self.address.password().map(|password| password.reveal().to_owned());
         let mut database = self.address.database().to_owned();
-        let mut options = None;
+        let mut options = self.address.options().map(str::to_owned);
         match &self.separation {
             Separation::Database(_) => database.clone_from(&name),
             Separation::Schema(schemas) if schemas.has_roles() => {
                 user.clone_from(&name);
                 password = Some(schemas.password(place).reveal().to_owned());
             }
-            Separation::Schema(_) => options = Some(format!("-csearch_path={name}")),
+            Separation::Schema(_) => {
+                let own = options.map(|own| format!("{own} ")).unwrap_or_default();
+                options = Some(format!("{own}-csearch_path={name}"));
+            }
         }
         let hosts = self.address.hosts().join(",");
         let ports = self.address.ports().iter().map(u16::to_string).collect::<Vec<_>>().join(",");

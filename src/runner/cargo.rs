@@ -3,12 +3,13 @@
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
 
 use super::Shims;
 use crate::address::Variables;
+use crate::os::process;
 
 /// Separates the words of the user's own runner in `ISOLANE_INNER_RUNNER`; no path or
 /// argument has it (ASCII's unit separator).
@@ -84,7 +85,7 @@ fn configured_runner(triples: &[String], variables: &Variables, cwd: &Path) -> O
     let folders = cwd.ancestors().map(|folder| folder.join(".cargo")).chain(home);
     let mut files = folders.flat_map(|folder| ["config.toml", "config"].map(|name| folder.join(name)));
     files.find(|file| std::fs::read_to_string(file).is_ok_and(|text| text.contains("runner")))?;
-    let output = Command::new("cargo")
+    let output = process::command("cargo")
         .args(["-Z", "unstable-options", "config", "get", "target", "--format", "json"])
         // The subcommand is not stable yet, and is there all the same.
         .env("RUSTC_BOOTSTRAP", "1")
@@ -111,7 +112,7 @@ fn pick_runner(targets: &Value, triples: &[String]) -> Option<Vec<String>> {
 
 fn host_cfgs() -> Option<Vec<cargo_platform::Cfg>> {
     let output =
-        Command::new("rustc").args(["--print", "cfg"]).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+        process::command("rustc").args(["--print", "cfg"]).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     Some(String::from_utf8(output.stdout).ok()?.lines().filter_map(|line| line.parse().ok()).collect())
 }
 

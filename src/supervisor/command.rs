@@ -19,7 +19,8 @@ use crate::clock::Timestamp;
 use crate::error::{ExitCode, Stop};
 use crate::keeper::{Grant, Keeper};
 use crate::name::{Lane, Place};
-use crate::os::process::{Ended, PidFd, descendants};
+use crate::os::port::PortBlock;
+use crate::os::process::{self, Ended, PidFd, descendants};
 use crate::os::signal::Signals;
 use crate::roster::Roster;
 use crate::run::{Environment, Run};
@@ -48,9 +49,10 @@ pub fn resolve(program: &OsStr, settings: &Settings) -> anyhow::Result<PathBuf> 
 
 /// Runs the setup command in the template, once.
 pub fn set_up(setup: &str, run: &Run) -> anyhow::Result<()> {
-    let output = std::process::Command::new("sh")
+    let ports = PortBlock::reserve(0).context("no block of free ports is left on this machine")?;
+    let output = process::command("sh")
         .args(["-c", setup])
-        .envs(run.worker_environment(Place::Template, "setup", 0))
+        .envs(run.worker_environment(Place::Template, "setup", ports.base()))
         .env_remove("ISOLANE_SOCKET")
         .stdin(Stdio::null())
         .output()
@@ -69,7 +71,7 @@ pub fn set_up(setup: &str, run: &Run) -> anyhow::Result<()> {
 pub fn clean(cleaner: &Cleaner, key: &str, run: &Run) -> anyhow::Result<()> {
     let quoted = shlex::try_quote(key).context("the key has a NUL byte")?;
     let line = cleaner.run.replace("{key}", &quoted);
-    let output = std::process::Command::new("sh")
+    let output = process::command("sh")
         .args(["-c", &line])
         .env("ISOLANE_RUN_ID", run.id.to_string())
         .stdin(Stdio::null())
@@ -120,7 +122,7 @@ impl Commands {
         let cannot = |error: anyhow::Error| error.context("cannot make a lane");
         let mut copies = Vec::new();
         let mut add = |environment: Environment, grant: Option<&Grant>, is_marked: bool| {
-            let mut command = Command::new(program);
+            let mut command = Command::from(process::command(program));
             command.arg0(&words[0]).args(&words[1..]).envs(environment).envs(equipment.iter().cloned());
             let worker = grant.map(|grant| (grant.worker.clone(), grant.lane));
             copies.push(CommandCopy { command, worker, is_marked });
@@ -136,7 +138,9 @@ impl Commands {
             Runner::Nextest | Runner::CargoTest => {
                 // Tests get lanes, each when it starts. The build is in none: it sees the
                 // user's own database, as queries that are checked at compile time need it.
-                keeper.expect(expected.max(1));
+                if recognised.runs_tests {
+                    keeper.expect(expected.max(1));
+                }
                 add(run.base_environment(), None, false);
             }
             Runner::Plain => {

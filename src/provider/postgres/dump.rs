@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use super::facts::Facts;
 use crate::address::PostgresAddress;
 use crate::error::Stop;
+use crate::os::process;
 use crate::secret::Secret;
 
 /// A dump of one schema, as text.
@@ -90,7 +91,7 @@ pub fn restore_schema(
     File::create(&renamed)
         .and_then(|mut f| f.write_all(&text))
         .with_context(|| format!("cannot write {}", renamed.display()))?;
-    let mut restore = Command::new(find("psql").ok_or_else(|| missing("psql"))?);
+    let mut restore = process::command(find("psql").ok_or_else(|| missing("psql"))?);
     login(&mut restore, address, as_login);
     let output = restore
         .args(PSQL)
@@ -127,8 +128,10 @@ fn login(command: &mut Command, address: &PostgresAddress, as_login: Option<(&st
 /// A program of PostgreSQL, at least as new as the server.
 fn program(name: &str, facts: &Facts) -> anyhow::Result<Command> {
     let path = find(name).ok_or_else(|| missing(name))?;
-    let output =
-        Command::new(&path).arg("--version").output().with_context(|| format!("cannot start {}", path.display()))?;
+    let output = process::command(&path)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("cannot start {}", path.display()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let major: i32 = text.split(|c: char| !c.is_ascii_digit()).find_map(|word| word.parse().ok()).unwrap_or(0);
     if major < facts.version / 10_000 {
@@ -139,7 +142,7 @@ fn program(name: &str, facts: &Facts) -> anyhow::Result<Command> {
             facts.version / 10_000
         )));
     }
-    Ok(Command::new(path))
+    Ok(process::command(path))
 }
 
 /// Looks for the newest version where Debian keeps them side by side, then on the path.

@@ -46,7 +46,9 @@ SELECT current_setting('server_version') AS version_text,
        to_jsonb(d) ->> 'datlocprovider' AS provider,
        coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') AS locale,
        (SELECT count(*) FROM pg_stat_activity a
-         WHERE a.datid = d.oid AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend') AS others,
+         WHERE a.datid = d.oid AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend'
+           -- Another run that looks in, as this one does, is gone in a moment.
+           AND a.application_name <> 'isolane') AS others,
        d.datacl IS NOT NULL AS has_grants
   FROM pg_database d, pg_roles r
  WHERE d.datname = current_database() AND r.rolname = current_user";

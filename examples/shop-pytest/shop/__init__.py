@@ -1,0 +1,1 @@
+"""A small shop: customers, orders and stock, on SQLite or PostgreSQL."""

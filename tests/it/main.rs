@@ -1,0 +1,21 @@
+//! The real program in front of real runners, on real servers. `tests/run` installs what
+//! this needs.
+
+mod bad_input;
+mod cleanup;
+mod commands;
+mod environment;
+mod exit;
+mod lab;
+mod ledger;
+mod nextest;
+mod nextest_injection;
+mod postgres;
+mod postgres_schema;
+mod postgres_versions;
+mod pytest;
+mod pytest_crash;
+mod pytest_injection;
+mod sqlite;
+mod terminal;
+mod tidy;
