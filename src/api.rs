@@ -29,7 +29,7 @@ use crate::error::one_line;
 use crate::keeper::{self, Grant, Keeper};
 use crate::ledger::worker::WorkerOutcome;
 use crate::os::process::{Ended, PidFd};
-use crate::roster::Roster;
+use crate::roster::{Kind, Roster};
 use crate::run::Run;
 
 /// The answer to `POST /v1/lanes` for callers without a JSON reader: variables as
@@ -179,7 +179,7 @@ async fn lease(api: Arc<Api>, request: LaneRequest, peer: Peer) -> Result<Grant,
     grant.worker.clone_from(&worker);
     api.keeper.bind(&holder, &process);
     let at = Timestamp::now();
-    api.roster.join(&worker, grant.lane, Some(pid), at);
+    api.roster.join(&worker, Kind::Slot, grant.lane, Some(pid), at);
     if let Some(test) = &request.test {
         api.roster.test_began(&worker, &test.id, test.attempt, at);
     }
@@ -327,7 +327,7 @@ fn happened(api: &Arc<Api>, event: Event, peer: Peer) {
                 (Role::Alone, _) => {}
                 (Role::Controller, _) => roster.is_controller(&worker),
                 (Role::Worker, pid) => {
-                    roster.join(&worker, crate::name::Lane(lane.unwrap_or(0)), pid, Timestamp::now());
+                    roster.join(&worker, Kind::Process, crate::name::Lane(lane.unwrap_or(0)), pid, Timestamp::now());
                     if let Some(process) = pid.and_then(|pid| keeper::hold(pid).ok()) {
                         watch(api, worker, Arc::new(process));
                     }

@@ -89,7 +89,7 @@ pub struct RunArgs {
     /// Copies of a plain command; pytest's -n and nextest's -j stay theirs
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     workers: Option<u32>,
-    /// Make the pristine state with this command, once
+    /// Make the pristine state with this command, once, in an empty database
     #[arg(long, value_name = "COMMAND")]
     setup: Option<String>,
     /// Keep what the run made, to look into it

@@ -15,7 +15,7 @@ pub use run::RunKey;
 pub use writer::{Durability, Writer};
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
@@ -55,10 +55,13 @@ pub fn open(path: &Path) -> anyhow::Result<Connection> {
 
 /// The ledger's version; 0 for an empty file.
 fn version(db: &Connection) -> anyhow::Result<i32> {
-    let read = |pragma| db.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i32>(0));
-    let application = read("application_id")?;
-    let version = read("user_version")?;
-    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    // One statement sees one state, whatever another run is just making.
+    let (application, version, tables): (i32, i32, i64) = db.query_row(
+        "SELECT (SELECT application_id FROM pragma_application_id), (SELECT user_version FROM pragma_user_version),
+                (SELECT count(*) FROM sqlite_schema)",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+    )?;
     ensure!(
         application == APPLICATION_ID || (application == 0 && tables == 0),
         "it is an SQLite file of something else; it was not touched"
@@ -67,7 +70,13 @@ fn version(db: &Connection) -> anyhow::Result<i32> {
 }
 
 fn create(db: &mut Connection) -> anyhow::Result<()> {
-    db.pragma_update(None, "journal_mode", "WAL")?;
+    // Changing the mode does not wait for others as everything else does.
+    let deadline = Instant::now() + BUSY;
+    while let Err(error) = db.pragma_update(None, "journal_mode", "WAL") {
+        let is_busy = error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy);
+        ensure!(is_busy && Instant::now() < deadline, error);
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     // Another run may have been faster.
     if version(&tx)? == 0 {

@@ -61,7 +61,7 @@ fn counts(outcome: &Outcome) -> String {
     let mut outcomes: Vec<_> = tally.outcomes.iter().collect();
     outcomes.sort_by_key(|(word, _)| (rank(word), word.as_str()));
     let outcomes: Vec<_> = outcomes.into_iter().map(|(word, n)| format!("{n} {word}")).collect();
-    format!("{workers}, {}: {}", plural(tally.tests, "test"), outcomes.join(", "))
+    format!("{workers}, {}: {}", plural(tally.tests, outcome.test_word), outcomes.join(", "))
 }
 
 fn removed(outcome: &Outcome) -> String {
@@ -76,13 +76,19 @@ fn removed(outcome: &Outcome) -> String {
         ),
         (kept, stuck) => format!("{kept} kept as asked, {stuck} could not be removed"),
     };
-    format!("removed {things}; {left}; isolane itself took {:.2} s", outcome.own_time.as_secs_f64())
+    let setup = if outcome.setup_time.is_zero() {
+        String::new()
+    } else {
+        format!("setup took {:.2} s, ", outcome.setup_time.as_secs_f64())
+    };
+    format!("removed {things}; {left}; {setup}isolane itself took {:.2} s", outcome.own_time.as_secs_f64())
 }
 
 fn plural(n: usize, word: &str) -> String {
     match (n, word) {
         (1, _) => format!("1 {word}"),
         (n, "directory") => format!("{n} directories"),
+        (n, "test binary") => format!("{n} test binaries"),
         (n, _) => format!("{n} {word}s"),
     }
 }

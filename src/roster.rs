@@ -72,8 +72,21 @@ struct State {
     noticed: HashSet<String>,
 }
 
+/// What a worker is to isolane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// The command itself.
+    Command,
+    /// A process of the runner's.
+    #[default]
+    Process,
+    /// A place that the runner starts one process after another in.
+    Slot,
+}
+
 #[derive(Debug, Default)]
 struct Member {
+    kind: Kind,
     open: Vec<OpenTest>,
     said_goodbye: bool,
     outcome: Option<WorkerOutcome>,
@@ -102,7 +115,7 @@ impl Roster {
     }
 
     /// A worker is there.
-    pub fn join(&self, worker: &str, lane: Lane, pid: Option<i32>, at: Timestamp) {
+    pub fn join(&self, worker: &str, kind: Kind, lane: Lane, pid: Option<i32>, at: Timestamp) {
         let mut state = self.state();
         match state.workers.get(worker) {
             Some(member) if member.outcome.is_none() => return,
@@ -110,7 +123,7 @@ impl Roster {
             Some(_) => {}
             None => state.order.push(worker.to_owned()),
         }
-        state.workers.insert(worker.to_owned(), Member::default());
+        state.workers.insert(worker.to_owned(), Member { kind, ..Member::default() });
         let (run, worker) = (self.run, worker.to_owned());
         self.writer.tell(move |db| worker::begin(db, run, &worker, lane, pid, at));
     }
@@ -199,20 +212,21 @@ impl Roster {
         if member.outcome.is_some() {
             return None;
         }
-        let open = std::mem::take(&mut member.open);
-        let outcome = if member.said_goodbye && open.is_empty() && !matches!(how, Ended::Signalled(_)) {
-            WorkerOutcome::Ok
-        } else {
-            WorkerOutcome::Crashed
-        };
+        let done = member.said_goodbye && member.open.is_empty() && !matches!(how, Ended::Signalled(_));
+        let outcome = if done { WorkerOutcome::Ok } else { WorkerOutcome::Crashed };
+        self.finish(&mut state, worker, outcome, &how_it_died(how), at);
+        Some(outcome)
+    }
+
+    fn finish(&self, state: &mut State, worker: &str, outcome: WorkerOutcome, why: &str, at: Timestamp) {
+        let Some(member) = state.workers.get_mut(worker) else { return };
         member.outcome = Some(outcome);
-        let why = format!("{worker} {}", how_it_died(how));
-        for test in open {
-            self.close(&mut state, &test, Some("crashed"), Some(&why), at);
+        let why = format!("{worker} {why} in this test");
+        for test in std::mem::take(&mut member.open) {
+            self.close(state, &test, Some("crashed"), Some(&why), at);
         }
         let (run, worker) = (self.run, worker.to_owned());
         self.writer.tell(move |db| worker::end(db, run, &worker, outcome, at));
-        Some(outcome)
     }
 
     /// Tests that this worker was in when it fell silent.
@@ -224,21 +238,24 @@ impl Roster {
         }
     }
 
-    /// A worker that is no process of its own, such as a slot, ends with its runner.
+    /// The command has ended, and isolane has stopped what still lived.
     pub fn end_of_run(&self, how: Ended, at: Timestamp) {
-        let waiting: Vec<String> = self
-            .state()
+        let mut state = self.state();
+        let waiting: Vec<_> = state
             .workers
             .iter()
             .filter(|(_, member)| member.outcome.is_none())
-            .map(|(name, _)| name.clone())
+            .map(|(name, member)| (name.clone(), member.kind, member.open.is_empty(), member.said_goodbye))
             .collect();
-        for name in waiting {
-            // Whoever has not crashed by now ended as the command did.
-            if !matches!(how, Ended::Signalled(_)) {
-                self.said_goodbye(&name);
-            }
-            self.left(&name, how, at);
+        for (name, kind, idle, said_goodbye) in waiting {
+            let (outcome, why) = match (kind, how) {
+                (Kind::Command, Ended::Signalled(_)) => (WorkerOutcome::Crashed, how_it_died(how)),
+                (Kind::Command, _) if !idle => (WorkerOutcome::Crashed, how_it_died(how)),
+                (Kind::Command | Kind::Slot, _) if idle => (WorkerOutcome::Ok, String::new()),
+                (Kind::Process, _) if idle && said_goodbye => (WorkerOutcome::Ok, String::new()),
+                _ => (WorkerOutcome::Killed, "was stopped by isolane at the end of the run".to_owned()),
+            };
+            self.finish(&mut state, &name, outcome, &why, at);
         }
     }
 
@@ -285,10 +302,10 @@ fn how_it_died(how: Ended) -> String {
         Ended::Signalled(signal) => {
             let name = nix::sys::signal::Signal::try_from(signal)
                 .map_or_else(|_| signal.to_string(), |signal| signal.to_string());
-            format!("was ended by {name} in this test")
+            format!("was ended by {name}")
         }
-        Ended::Exited(code) => format!("exited with code {code} in this test"),
-        Ended::Unknown => "died in this test".to_owned(),
+        Ended::Exited(code) => format!("exited with code {code}"),
+        Ended::Unknown => "died".to_owned(),
     }
 }
 
@@ -314,7 +331,7 @@ mod tests {
         };
         let key = writer.commit(Durability::Process, move |db| ledger::run::begin(db, &run)).expect("run");
         let roster = Roster::new(key, writer, vec![Secret::new("hunter2")]);
-        roster.join("gw1", Lane(1), Some(7), Timestamp(0));
+        roster.join("gw1", Kind::Process, Lane(1), Some(7), Timestamp(0));
         roster.test_began("gw1", "a", None, Timestamp(1));
         roster.test_ended("gw1", "a", Some("failed"), Some("password hunter2"), Timestamp(2));
         roster.test_began("gw1", "a", None, Timestamp(3));

@@ -30,7 +30,7 @@ use crate::provider::ResourceKind;
 use crate::roster::{Roster, Tally};
 use crate::run::Run;
 use crate::runner::Recognised;
-use crate::settings::{Keep, Runner, Settings};
+use crate::settings::{Isolation, Keep, Runner, Settings};
 use crate::sweep::{Scope, SweepReport, sweep};
 use command::Commands;
 use start::Started;
@@ -53,8 +53,12 @@ pub struct Outcome {
     pub kept: usize,
     /// Records without a cleaner, and those whose cleaner failed with why.
     pub uncleaned: Vec<(String, String)>,
-    /// Time that isolane itself took while the command was not running.
+    /// Time that isolane itself took while neither the command nor its setup was running.
     pub own_time: Duration,
+    /// Time that the setup command took.
+    pub setup_time: Duration,
+    /// What the ledger's tests are, when they are not tests one by one.
+    pub test_word: &'static str,
     /// What each provider did.
     pub providers: Vec<String>,
     /// The run's id.
@@ -178,19 +182,24 @@ fn home(
         swept,
         kept,
         uncleaned,
-        own_time: (served.began - began) + back.elapsed(),
-        providers: run
-            .providers
-            .iter()
-            .filter(|provider| provider.id() != "local")
-            .map(|provider| provider.summary())
-            .collect(),
+        own_time: (served.began - began).saturating_sub(started.setup_time) + back.elapsed(),
+        setup_time: started.setup_time,
+        test_word: if recognised.runner == Runner::CargoTest { "test binary" } else { "test" },
+        providers: summaries(&run),
         run_id: run.id.to_string(),
         notices,
     };
     let _ = served.took;
     started.finish();
     outcome
+}
+
+/// What each provider did, for the summary.
+fn summaries(run: &Run) -> Vec<String> {
+    if run.settings.isolation == Isolation::None && !run.settings.embedded {
+        return vec!["no isolation of the database, as asked: workers shared yours".to_owned()];
+    }
+    run.providers.iter().filter(|provider| provider.id() != "local").map(|provider| provider.summary()).collect()
 }
 
 /// Runs the cleaner of every record, newest first; what could not be cleaned comes back

@@ -101,7 +101,7 @@ impl Postgres {
                 "{reason}; nor roles, so lanes share the login `{}` and the search path is in the address and PGOPTIONS",
                 address.user()
             ),
-            Separation::Database(Databases { dump_because: Some(why), .. }) => {
+            Separation::Database(Databases { dump_because: Some(why), .. }) if !has_setup => {
                 format!("{reason}; copied by pg_dump, because {why}")
             }
             _ => reason,
@@ -138,6 +138,7 @@ impl Provider for Postgres {
 
     fn summary(&self) -> String {
         let what = match &self.separation {
+            Separation::Database(_) if self.has_setup => "a database for each lane, as --setup made it",
             Separation::Database(_) => "a database for each lane",
             Separation::Schema(schemas) if schemas.has_roles() => "a schema and a role for each lane",
             Separation::Schema(_) => "a schema for each lane",
@@ -170,9 +171,7 @@ impl Provider for Postgres {
 
     fn create(&self, resource: &Resource) -> anyhow::Result<()> {
         let made = match &self.separation {
-            Separation::Database(databases) => {
-                databases.create(resource.place, self.has_setup || databases.dump_because.is_some())
-            }
+            Separation::Database(databases) => databases.create(resource.place, self.has_setup),
             Separation::Schema(schemas) if resource.kind == ResourceKind::Role => schemas.create_role(resource.place),
             Separation::Schema(schemas) => schemas.create_schema(resource.place, self.has_setup),
         };

@@ -71,7 +71,9 @@ impl Provider for Sqlite {
     }
 
     fn summary(&self) -> String {
-        if self.has_source() {
+        if self.has_setup {
+            "SQLite, a file for each lane, as --setup made it".to_owned()
+        } else if self.has_source() {
             format!("SQLite, a copy of {} for each lane", self.source.path().display())
         } else {
             "SQLite, a file for each lane".to_owned()
@@ -92,7 +94,8 @@ impl Provider for Sqlite {
     fn create(&self, resource: &Resource) -> anyhow::Result<()> {
         let path = Path::new(&resource.name);
         self.remove(resource)?;
-        if resource.place == Place::Template && self.has_source() {
+        // Setup builds from nothing, as on a new machine.
+        if resource.place == Place::Template && !self.has_setup {
             let source = Connection::open_with_flags(self.source.path(), OpenFlags::SQLITE_OPEN_READ_ONLY)?;
             source.busy_timeout(std::time::Duration::from_secs(30))?;
             return source

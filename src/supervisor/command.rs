@@ -22,7 +22,7 @@ use crate::name::{Lane, Place};
 use crate::os::port::PortBlock;
 use crate::os::process::{self, Ended, PidFd, descendants};
 use crate::os::signal::Signals;
-use crate::roster::Roster;
+use crate::roster::{Kind, Roster};
 use crate::run::{Environment, Run};
 use crate::runner::{Recognised, Shims};
 use crate::secret::mask;
@@ -171,7 +171,7 @@ impl Commands {
             })?;
             if let Some((worker, lane)) = copy.worker {
                 let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-                roster.join(&worker, lane, pid, Timestamp::now());
+                roster.join(&worker, Kind::Command, lane, pid, Timestamp::now());
                 let out = child.stdout.take().map(|out| tokio::spawn(mark(worker.clone(), out, tokio::io::stdout())));
                 let err = child.stderr.take().map(|err| tokio::spawn(mark(worker.clone(), err, tokio::io::stderr())));
                 self.pumps.extend(out.into_iter().chain(err));

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
@@ -35,6 +36,8 @@ const PYTEST_SHIM: &str = include_str!("../../shims/pytest/isolane_pytest.py");
 pub struct Started {
     pub run: Arc<Run>,
     pub shims: Shims,
+    /// How long the user's setup command took.
+    pub setup_time: Duration,
     lock: RunLock,
     writer_thread: JoinHandle<Option<rusqlite::Error>>,
 }
@@ -80,7 +83,7 @@ pub fn start(settings: Settings, command: &[OsString], recognised: &Recognised) 
     let shims = Shims { python: root.join("python"), exec: root.join("isolane-exec") };
     let inventory = Inventory::new(writer.clone(), key);
     let run = Arc::new(Run { id, tag, key, writer, settings, providers, inventory, root, secrets });
-    let started = Started { run, shims, lock, writer_thread };
+    let mut started = Started { run, shims, setup_time: Duration::ZERO, lock, writer_thread };
     match started.make() {
         Ok(()) => Ok(started),
         Err(error) => {
@@ -92,7 +95,7 @@ pub fn start(settings: Settings, command: &[OsString], recognised: &Recognised) 
 
 impl Started {
     /// Makes what all lanes share: the run's directory with the shims, and the template.
-    fn make(&self) -> anyhow::Result<()> {
+    fn make(&mut self) -> anyhow::Result<()> {
         let run = &self.run;
         run.inventory.make(&run.providers[..1], Place::Run, None)?;
         self.write_shims().with_context(|| format!("cannot write into {}", run.root.display()))?;
@@ -102,7 +105,9 @@ impl Started {
         }
         run.inventory.make(&run.providers, Place::Template, Some("setup"))?;
         if let Some(setup) = &run.settings.setup {
+            let began = Instant::now();
             command::set_up(setup, run)?;
+            self.setup_time = began.elapsed();
         }
         for provider in makers {
             provider.seal_template().context("cannot make the template ready")?;

@@ -138,6 +138,26 @@ fn no_password_gets_into_it_or_into_any_message() {
     assert!(!lab.column("SELECT message FROM tests WHERE message LIKE '%cannot reach postgresql://%'").is_empty());
 }
 
+#[test]
+fn no_password_is_on_the_command_line_of_a_helper() {
+    let database = Server::shared().database("CREATEDB CREATEROLE");
+    database.sql("CREATE TABLE users (id int)");
+    let _somebody = database.client(); // now the server itself cannot copy the database
+    for isolation in ["database", "schema"] {
+        let lab = Lab::on(&database);
+        for program in ["pg_dump", "pg_restore", "psql"] {
+            let real = crate::lab::tools::postgres_bin(None).join(program);
+            let script = format!("#!/bin/sh\necho {program} \"$@\" >>\"$SEEN/../calls\"\nexec {} \"$@\"\n", real.display());
+            lab.script(&format!("../bin/{program}"), &script);
+        }
+        lab.wrap(&format!("--isolation {isolation}"), "true").run().assert_code(0);
+        let calls = lab.read("../calls");
+        assert!(calls.contains("pg_dump"), "the helper in PATH is used: {calls}");
+        assert!(!calls.contains(&database.password), "{calls}");
+        database.assert_nothing_left(&lab);
+    }
+}
+
 fn files_in(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).expect("a folder").flatten().map(|entry| entry.path());
     entries.flat_map(|path| if path.is_dir() { files_in(&path) } else { vec![path] }).collect()

@@ -33,43 +33,57 @@ pub struct Databases {
 
 impl Databases {
     /// Makes a lane's database, or the template.
-    pub fn create(&self, place: Place, has_template: bool) -> anyhow::Result<()> {
+    pub fn create(&self, place: Place, has_setup: bool) -> anyhow::Result<()> {
         let name = self.names.of(place);
-        match (place, &self.dump_because) {
-            (Place::Template, Some(_)) => {
-                self.create_from(&name, "template0", &format!("TEMPLATE template0 {}", self.facts.template0_options))?;
-                dump::copy_database(&self.source, &name, &self.facts)?;
+        let has_template = has_setup || self.dump_because.is_some();
+        match place {
+            // Setup builds from nothing, as on a new machine.
+            Place::Template if has_setup => self.create_empty(&name)?,
+            Place::Template => self.create_by_dump(&name)?,
+            _ if has_template => self.create_copy(&name, &self.names.of(Place::Template)).map_err(readable)?,
+            _ if self.is_source_in_use()? => self.create_by_dump(&name)?,
+            _ => {
+                let copied = self.create_copy(&name, self.source.database());
+                let in_use = copied.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::OBJECT_IN_USE));
+                // Somebody came in between.
+                if in_use { self.create_by_dump(&name)? } else { copied.map_err(readable)? }
             }
-            (Place::Lane(_), _) if has_template => self.create_copy(&name, &self.names.of(Place::Template))?,
-            _ => self.create_copy(&name, self.source.database())?,
         }
         self.dress(&name, place)
     }
 
-    fn create_copy(&self, name: &str, source: &str) -> anyhow::Result<()> {
-        let template = identifier(source)?;
-        self.create_from(name, source, &format!("TEMPLATE {template}"))
+    /// Whether others are connected to the user's database now. The server would wait five
+    /// seconds for them and then refuse to copy it.
+    fn is_source_in_use(&self) -> anyhow::Result<bool> {
+        let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'
+                                     AND application_name <> 'isolane')";
+        let row = self.admin.with(|client| client.query_one(sql, &[&self.source.database()])).map_err(readable)?;
+        Ok(row.get(0))
     }
 
-    fn create_from(&self, name: &str, source: &str, options: &str) -> anyhow::Result<()> {
+    fn create_by_dump(&self, name: &str) -> anyhow::Result<()> {
+        self.create_empty(name)?;
+        dump::copy_database(&self.source, name, &self.facts)
+    }
+
+    fn create_empty(&self, name: &str) -> anyhow::Result<()> {
+        self.create_from(name, &format!("TEMPLATE template0 {}", self.facts.template0_options)).map_err(readable)
+    }
+
+    fn create_copy(&self, name: &str, source: &str) -> anyhow::Result<()> {
+        self.create_from(name, &format!("TEMPLATE {}", identifier(source)?))
+    }
+
+    fn create_from(&self, name: &str, options: &str) -> anyhow::Result<()> {
         let owner = if self.facts.is_owner { format!(" OWNER {}", self.facts.owner) } else { String::new() };
         let sql = format!("CREATE DATABASE {}{owner} {options}", identifier(name)?);
-        let mut tries = 0;
-        loop {
-            let made = self.admin.with(|client| client.batch_execute(&sql));
-            match made.as_ref().map_err(connection::code) {
-                // Half made by a try before: the name is this run's own, so it goes and comes again.
-                Err(Some(code)) if *code == SqlState::DUPLICATE_DATABASE => self.remove(name)?,
-                // Somebody looked in at the wrong moment; the server has waited five seconds.
-                Err(Some(code)) if *code == SqlState::OBJECT_IN_USE && tries < 2 => tries += 1,
-                Err(Some(code)) if *code == SqlState::OBJECT_IN_USE => {
-                    bail!(
-                        "others keep connecting to the database {source}; end their sessions, or give --isolation schema"
-                    )
-                }
-                _ => return made.map_err(readable),
-            }
+        let made = self.admin.with(|client| client.batch_execute(&sql));
+        if made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::DUPLICATE_DATABASE)) {
+            // Half made by a try before: the name is this run's own, so it goes and comes again.
+            self.remove(name)?;
+            return self.admin.with(|client| client.batch_execute(&sql));
         }
+        made
     }
 
     /// Marks a database, and gives it the settings and grants that a copy lacks.

@@ -84,6 +84,7 @@ pub fn restore_schema(
     dump: &SchemaDump<'_>,
     file: &Path,
     target: &str,
+    facts: &Facts,
 ) -> anyhow::Result<()> {
     let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let text = rename_schema(&text, &dump.schema, target, &dump.shared.iter().map(String::as_str).collect());
@@ -91,7 +92,7 @@ pub fn restore_schema(
     File::create(&renamed)
         .and_then(|mut f| f.write_all(&text))
         .with_context(|| format!("cannot write {}", renamed.display()))?;
-    let mut restore = process::command(find("psql").ok_or_else(|| missing("psql"))?);
+    let mut restore = program("psql", facts)?;
     login(&mut restore, address, as_login);
     let output = restore
         .args(PSQL)
@@ -125,36 +126,42 @@ fn login(command: &mut Command, address: &PostgresAddress, as_login: Option<(&st
     };
 }
 
-/// A program of PostgreSQL, at least as new as the server.
+/// A program of PostgreSQL, at least as new as the server: the first on the path that is,
+/// else the newest where Debian keeps versions side by side.
 fn program(name: &str, facts: &Facts) -> anyhow::Result<Command> {
-    let path = find(name).ok_or_else(|| missing(name))?;
-    let output = process::command(&path)
-        .arg("--version")
-        .output()
-        .with_context(|| format!("cannot start {}", path.display()))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let major: i32 = text.split(|c: char| !c.is_ascii_digit()).find_map(|word| word.parse().ok()).unwrap_or(0);
-    if major < facts.version / 10_000 {
-        bail!(Stop::not_started(format!(
-            "{} is of version {major} and cannot copy from a server of version {}; install postgresql-client-{}",
-            path.display(),
-            facts.version_text,
-            facts.version / 10_000
-        )));
+    let wanted = facts.version / 10_000;
+    let mut seen = Vec::new();
+    for path in candidates(name) {
+        let output = process::command(&path).arg("--version").output();
+        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        let major = text.split(|c: char| !c.is_ascii_digit()).find_map(|word| word.parse::<i32>().ok()).unwrap_or(0);
+        if major >= wanted {
+            return Ok(process::command(path));
+        }
+        seen.push(format!("{} ({major})", path.display()));
     }
-    Ok(process::command(path))
+    if seen.is_empty() {
+        return Err(missing(name));
+    }
+    bail!(Stop::not_started(format!(
+        "{} cannot copy from a server of version {}; install postgresql-client-{wanted}",
+        seen.join(", "),
+        facts.version_text
+    )))
 }
 
-/// Looks for the newest version where Debian keeps them side by side, then on the path.
-fn find(name: &str) -> Option<PathBuf> {
+fn candidates(name: &str) -> Vec<PathBuf> {
+    let on_path = which::which_all(name).into_iter().flatten();
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let newest = versions
+    let mut side_by_side: Vec<_> = versions
         .filter_map(|entry| {
-            Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin").join(name)))
+            let version: u32 = entry.file_name().to_str()?.parse().ok()?;
+            Some((version, entry.path().join("bin").join(name)))
         })
         .filter(|(_, path)| path.is_file())
-        .max();
-    newest.map(|(_, path)| path).or_else(|| which::which(name).ok())
+        .collect();
+    side_by_side.sort();
+    on_path.chain(side_by_side.into_iter().rev().map(|(_, path)| path)).collect()
 }
 
 fn missing(name: &str) -> anyhow::Error {
@@ -172,7 +179,12 @@ fn succeed(name: &str, status: std::process::ExitStatus, stderr: &[u8]) -> anyho
         .lines()
         .find(|line| line.contains("ERROR") || line.contains("error:") || line.contains("FATAL"))
         .or(text.lines().next());
-    bail!("{name} failed: {}", first.unwrap_or("it said nothing").trim())
+    let hint = if text.contains("permission denied") {
+        "; the login must be able to read all of it: GRANT SELECT ON ALL TABLES IN SCHEMA …, GRANT SELECT ON ALL SEQUENCES IN SCHEMA …"
+    } else {
+        ""
+    };
+    bail!("{name} failed: {}{hint}", first.unwrap_or("it said nothing").trim())
 }
 
 /// A dump with the schema `from` (as SQL spells it) called `to`, a plain name. Names in

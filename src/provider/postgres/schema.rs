@@ -128,12 +128,11 @@ impl Schemas {
         } else {
             made.map_err(readable)?;
         }
+        // Setup builds from nothing, as on a new machine.
         if place == Place::Template {
-            if self.has_source() {
-                dump::dump_schema(&self.address, &self.source.schema, &self.dump_file, &self.facts)?;
-                self.fill(place, &self.source_dump())?;
-            }
-        } else if has_setup {
+            return Ok(());
+        }
+        if has_setup {
             self.fill(place, &self.template_dump())?;
         } else if self.has_source() {
             self.fill(place, &self.source_dump())?;
@@ -145,7 +144,7 @@ impl Schemas {
         let name = self.names.of(place);
         let password = self.password(place);
         let login = if self.has_roles { Some((name.as_str(), &password)) } else { None };
-        dump::restore_schema(&self.address, login, dump, &self.dump_file, &name)
+        dump::restore_schema(&self.address, login, dump, &self.dump_file, &name, &self.facts)
     }
 
     fn source_dump(&self) -> SchemaDump<'_> {
