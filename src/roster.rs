@@ -212,7 +212,8 @@ impl Roster {
         if member.outcome.is_some() {
             return None;
         }
-        let done = member.said_goodbye && member.open.is_empty() && !matches!(how, Ended::Signalled(_));
+        // xdist ends processes that take their time after their work is done.
+        let done = member.said_goodbye && member.open.is_empty();
         let outcome = if done { WorkerOutcome::Ok } else { WorkerOutcome::Crashed };
         self.finish(&mut state, worker, outcome, &how_it_died(how), at);
         Some(outcome)

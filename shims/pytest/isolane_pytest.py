@@ -246,10 +246,15 @@ class Plugin:
         if rank > self.outcomes["rank"]:
             self.outcomes.update(rank=rank, outcome=word, message=_message(report))
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_unconfigure(self):
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self):
+        # Before xdist tells the controller, which may end the process right after.
         if not self.is_controller:
             self.story.tell("goodbye", worker=WORKER)
+            self.story.send()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self):
         self.story.end()
 
 

@@ -147,7 +147,8 @@ fn no_password_is_on_the_command_line_of_a_helper() {
         let lab = Lab::on(&database);
         for program in ["pg_dump", "pg_restore", "psql"] {
             let real = crate::lab::tools::postgres_bin(None).join(program);
-            let script = format!("#!/bin/sh\necho {program} \"$@\" >>\"$SEEN/../calls\"\nexec {} \"$@\"\n", real.display());
+            let script =
+                format!("#!/bin/sh\necho {program} \"$@\" >>\"$SEEN/../calls\"\nexec {} \"$@\"\n", real.display());
             lab.script(&format!("../bin/{program}"), &script);
         }
         lab.wrap(&format!("--isolation {isolation}"), "true").run().assert_code(0);
