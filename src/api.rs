@@ -9,6 +9,7 @@
 //! * `GET /v1/runs` tells which run this is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::connect_info::Connected;
@@ -37,6 +38,11 @@ use crate::run::Run;
 const PLAIN_ENVIRONMENT: &str = "application/x-isolane-env";
 /// The longest line of an event stream, in bytes.
 const LONGEST_LINE: usize = 1 << 20;
+
+/// How long events of a stream gather before they are taken in.
+const BATCHING: Duration = Duration::from_millis(10);
+/// How long what a dead process has said may take to arrive.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What the API answers from.
 #[derive(Debug)]
@@ -287,11 +293,13 @@ async fn tests(
             Batch::One(event) => vec![*event],
         };
         for event in events {
-            happened(&api, event, peer);
+            happened(&api, event, peer, None);
         }
         return Ok(StatusCode::ACCEPTED.into_response());
     }
     let mut speaker = None;
+    // Dropped when the story has ended, however it does.
+    let (story, told) = tokio::sync::watch::channel(());
     let mut line = Vec::new();
     let mut data = body.into_data_stream();
     while let Some(Ok(bytes)) = data.next().await {
@@ -305,11 +313,14 @@ async fn tests(
                 if let Event::Hello { worker, role: Role::Alone, .. } = &event {
                     speaker = Some(worker.clone());
                 }
-                happened(&api, event, peer);
+                happened(&api, event, peer, Some(&told));
                 line.clear();
             }
         }
+        // Nobody waits for an answer, and a batch costs little more than an event.
+        tokio::time::sleep(BATCHING).await;
     }
+    drop(story);
     // It ran tests by itself and will not tell of them any more.
     if let Some(worker) = speaker {
         api.roster.abandon(&worker, Timestamp::now());
@@ -317,7 +328,8 @@ async fn tests(
     Ok(StatusCode::ACCEPTED.into_response())
 }
 
-fn happened(api: &Arc<Api>, event: Event, peer: Peer) {
+/// Takes in an event; `story` is the stream that it came in, if it was one.
+fn happened(api: &Arc<Api>, event: Event, peer: Peer, story: Option<&Story>) {
     let time = |at: Option<f64>| at.map_or_else(Timestamp::now, Timestamp::from_seconds);
     let roster = &api.roster;
     match event {
@@ -329,7 +341,7 @@ fn happened(api: &Arc<Api>, event: Event, peer: Peer) {
                 (Role::Worker, pid) => {
                     roster.join(&worker, Kind::Process, crate::name::Lane(lane.unwrap_or(0)), pid, Timestamp::now());
                     if let Some(process) = pid.and_then(|pid| keeper::hold(pid).ok()) {
-                        watch(api, worker, Arc::new(process));
+                        watch(api, worker, Arc::new(process), story.cloned());
                     }
                 }
             }
@@ -348,12 +360,20 @@ fn happened(api: &Arc<Api>, event: Event, peer: Peer) {
     }
 }
 
+/// A stream of events: it is closed when all of them were taken in.
+type Story = tokio::sync::watch::Receiver<()>;
+
 /// Waits for the end of a worker that is a process.
-fn watch(api: &Arc<Api>, worker: String, process: Arc<AsyncFd<PidFd>>) {
+fn watch(api: &Arc<Api>, worker: String, process: Arc<AsyncFd<PidFd>>, story: Option<Story>) {
     api.keeper.bind(&worker, &process);
     let api = Arc::clone(api);
     tokio::spawn(async move {
         let how = keeper::ended(&process).await;
+        // What it said before it died counts: in which test it was, for one. A child of its
+        // may hold the stream open, so this has an end.
+        if let Some(mut story) = story {
+            let _ = tokio::time::timeout(LAST_WORDS, story.changed()).await;
+        }
         lost(&api, &worker, how);
     });
 }

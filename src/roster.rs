@@ -190,7 +190,7 @@ impl Roster {
     }
 
     fn close(&self, state: &mut State, test: &OpenTest, outcome: Option<&str>, message: Option<&str>, at: Timestamp) {
-        *state.outcomes.entry(outcome.unwrap_or("of unknown outcome").to_owned()).or_default() += 1;
+        *state.outcomes.entry(outcome.unwrap_or("unfinished or unknown").to_owned()).or_default() += 1;
         let message = message.map(|text| mask(&text.chars().take(MESSAGE_LENGTH).collect::<String>(), &self.secrets));
         let (run, number, outcome) = (self.run, test.number, outcome.map(str::to_owned));
         self.writer.tell(move |db| test::end(db, run, number, outcome.as_deref(), message.as_deref(), at));
@@ -223,8 +223,10 @@ impl Roster {
         let Some(member) = state.workers.get_mut(worker) else { return };
         member.outcome = Some(outcome);
         let why = format!("{worker} {why} in this test");
+        // Of a test that isolane stopped, nobody can tell how it would have ended.
+        let how = if outcome == WorkerOutcome::Killed { None } else { Some("crashed") };
         for test in std::mem::take(&mut member.open) {
-            self.close(state, &test, Some("crashed"), Some(&why), at);
+            self.close(state, &test, how, Some(&why), at);
         }
         let (run, worker) = (self.run, worker.to_owned());
         self.writer.tell(move |db| worker::end(db, run, &worker, outcome, at));

@@ -48,12 +48,27 @@ pub fn mask_addresses(text: &str) -> String {
     masked
 }
 
-/// `text` without the passwords of addresses in it and without any of `secrets`.
+/// `text` without the passwords of addresses in it and without any of `secrets`, where
+/// one stands as a word of its own.
 pub fn mask(text: &str, secrets: &[Secret]) -> String {
     let mut masked = mask_addresses(text);
     for secret in secrets.iter().filter(|secret| secret.0.len() >= 4) {
-        masked = masked.replace(secret.reveal(), "***");
+        masked = mask_word(&masked, secret.reveal());
     }
+    masked
+}
+
+fn mask_word(text: &str, word: &str) -> String {
+    let mut masked = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(word) {
+        let (before, after) = (&rest[..at], &rest[at + word.len()..]);
+        let joined = before.ends_with(char::is_alphanumeric) || after.starts_with(char::is_alphanumeric);
+        masked.push_str(before);
+        masked.push_str(if joined { word } else { "***" });
+        rest = after;
+    }
+    masked.push_str(rest);
     masked
 }
 
@@ -71,7 +86,7 @@ mod tests {
     #[test]
     fn a_known_password_is_masked_alone_too_but_not_a_syllable() {
         let secrets = [Secret::new("hunter2!"), Secret::new("a")];
-        assert_eq!(mask("bad password hunter2!", &secrets), "bad password ***");
+        assert_eq!(mask("bad password 'hunter2!', not xhunter2!", &secrets), "bad password '***', not xhunter2!");
     }
 
     #[test]

@@ -189,13 +189,17 @@ impl Settings {
         })
     }
 
-    /// Every password that is known from addresses.
+    /// Every password that is known from addresses. One that is the name of its own login
+    /// or database is no secret, and masking that word would only garble messages.
     pub fn secrets(&self) -> Vec<Secret> {
         self.url_variables
             .iter()
             .flat_map(|v| &v.addresses)
             .filter_map(|address| match address {
-                Address::Postgres(postgres) => postgres.password().cloned(),
+                Address::Postgres(postgres) => postgres
+                    .password()
+                    .cloned()
+                    .filter(|password| ![postgres.user(), postgres.database()].contains(&password.reveal())),
                 Address::Sqlite(_) | Address::InMemory(_) => None,
             })
             .collect()

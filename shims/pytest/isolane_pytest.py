@@ -20,6 +20,7 @@ import pytest
 MODULE = "isolane_pytest"
 SOCKET = os.environ.get("ISOLANE_SOCKET")
 WORKER = os.environ.get("WORKER_ID", "master")
+WORKER_JSON = json.dumps(WORKER)
 LANE = os.environ.get("ISOLANE_LANE")
 # Set by the controller in the environment of its own workers only; a pytest that a
 # test starts inherits PYTEST_XDIST_WORKER as well, and is no worker.
@@ -219,14 +220,27 @@ class Plugin:
         if nextitem is None:
             self.story.send()
 
+    # Written out by hand: these two are all that a test costs.
+
     def begin(self, test):
-        self.test = test
+        self.test = json.dumps(test)
         self.outcomes = {"rank": -1, "outcome": "passed", "message": None}
-        self.story.tell("begin", worker=WORKER, test=test, at=time.time())
+        self.story.pending.append(
+            '{"event":"begin","worker":%s,"test":%s,"at":%.3f}' % (WORKER_JSON, self.test, time.time())
+        )
 
     def end(self):
-        outcome, message = self.outcomes["outcome"], self.outcomes["message"]
-        self.story.tell("end", worker=WORKER, test=self.test, outcome=outcome, message=message, at=time.time())
+        message = self.outcomes["message"]
+        self.story.pending.append(
+            '{"event":"end","worker":%s,"test":%s,"outcome":"%s","message":%s,"at":%.3f}'
+            % (
+                WORKER_JSON,
+                self.test,
+                self.outcomes["outcome"],
+                "null" if message is None else json.dumps(message),
+                time.time(),
+            )
+        )
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report):
@@ -236,7 +250,7 @@ class Plugin:
             # pytest-rerunfailures repeats a test within one run of its protocol.
             self.outcomes.update(outcome="failed", message=_message(report))
             self.end()
-            self.begin(self.test)
+            self.begin(json.loads(self.test))
             return
         outcome = _outcome(report)
         if outcome is None:

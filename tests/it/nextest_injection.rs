@@ -44,7 +44,7 @@ fn the_users_runner_in_a_file_is_called_behind_the_shim() {
         lab.nextest("").run().assert_code(0);
         assert_lanes(&lab, 2);
         assert_eq!(lab.seen().distinct("USERS_RUNNER"), ["yes"], "{config}");
-        lab.wrap("", "cargo test -q").run().assert_code(0);
+        lab.wrap("", "cargo test -q -- --test-threads=1").run().assert_code(0);
         assert_eq!(lab.seen().distinct("USERS_RUNNER"), ["yes"], "{config}");
         assert!(lab.read("runner.log").contains("--exact"));
     }
