@@ -3,46 +3,43 @@
 //!
 //! * `POST /v1/lanes` gives the caller's worker its lane.
 //! * `POST /v1/tests` takes events: begins and ends of tests, comings and goings of
-//!   workers. As `application/x-ndjson` the body may stay open as long as the worker
-//!   lives; each line counts when it arrives.
+//!   workers; one, an array of them, or a story (see [`story`]).
 //! * `POST /v1/records` enters an outside thing.
 //! * `GET /v1/runs` tells which run this is.
 
-use std::sync::Arc;
-use std::time::Duration;
+mod event;
+mod story;
 
-use axum::body::{Body, Bytes};
+use std::sync::Arc;
+
+use axum::body::Bytes;
 use axum::extract::connect_info::Connected;
-use axum::extract::{ConnectInfo, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
-use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 
 use crate::clock::Timestamp;
 use crate::error::one_line;
 use crate::keeper::{self, Grant, Keeper};
-use crate::ledger::worker::WorkerOutcome;
-use crate::os::process::{Ended, PidFd};
+use crate::os::process::Ended;
 use crate::roster::{Kind, Roster};
 use crate::run::Run;
+
+use event::Event;
+pub use story::Stories;
+use story::Story;
 
 /// The answer to `POST /v1/lanes` for callers without a JSON reader: variables as
 /// `env -0` prints them.
 const PLAIN_ENVIRONMENT: &str = "application/x-isolane-env";
-/// The longest line of an event stream, in bytes.
-const LONGEST_LINE: usize = 1 << 20;
-
-/// How long events of a stream gather before they are taken in.
-const BATCHING: Duration = Duration::from_millis(10);
-/// How long what a dead process has said may take to arrive.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// The longest array of events, in bytes.
+const LONGEST_BODY: usize = 1 << 20;
 
 /// What the API answers from.
 #[derive(Debug)]
@@ -53,6 +50,8 @@ pub struct Api {
     pub keeper: Arc<Keeper>,
     /// Its workers and tests.
     pub roster: Arc<Roster>,
+    /// Its processes that are telling.
+    pub stories: Stories,
 }
 
 /// Who is at the other end of a connection, as the kernel tells it.
@@ -219,57 +218,23 @@ fn outcome_of_process(how: Ended) -> (Option<&'static str>, Option<String>) {
     }
 }
 
-/// What a shim reports.
-#[derive(Deserialize)]
-#[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
-enum Event {
-    /// The shim of pytest works in this process; `role` is its place.
-    Hello {
-        worker: String,
-        role: Role,
-        lane: Option<u32>,
-    },
-    Begin {
-        worker: String,
-        test: String,
-        attempt: Option<u32>,
-        at: Option<f64>,
-    },
-    End {
-        worker: String,
-        test: String,
-        outcome: String,
-        message: Option<String>,
-        at: Option<f64>,
-    },
-    /// The worker's work is done.
-    Goodbye {
-        worker: String,
-    },
-    /// The controller has given the worker up.
-    Lost {
-        worker: String,
-    },
-    /// A binary has this many tests; less than 0 for those that will be ignored.
-    Listed {
-        binary: String,
-        tests: i64,
-    },
-    /// Something for the user to read.
-    Notice {
-        text: String,
-    },
-}
-
-#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-enum Role {
-    /// It runs tests by itself.
-    Alone,
-    /// It hands tests to workers.
-    Controller,
-    /// It is handed tests.
-    Worker,
+async fn tests(
+    State(api): State<Arc<Api>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    mut request: Request,
+) -> Result<Response, Problem> {
+    if let Some(story) = Story::of(&mut request) {
+        return Ok(story.follow(api, peer.pid));
+    }
+    let body = axum::body::to_bytes(request.into_body(), LONGEST_BODY).await.map_err(Problem::malformed)?;
+    let events = match read(&body)? {
+        Batch::Many(events) => events,
+        Batch::One(event) => vec![*event],
+    };
+    for event in events {
+        event.happened(&api, peer.pid, None);
+    }
+    Ok(StatusCode::ACCEPTED.into_response())
 }
 
 #[derive(Deserialize)]
@@ -277,113 +242,6 @@ enum Role {
 enum Batch {
     Many(Vec<Event>),
     One(Box<Event>),
-}
-
-async fn tests(
-    State(api): State<Arc<Api>>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let streamed = headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/x-ndjson");
-    if !streamed {
-        let body = axum::body::to_bytes(body, LONGEST_LINE).await.map_err(Problem::malformed)?;
-        let events = match read(&body)? {
-            Batch::Many(events) => events,
-            Batch::One(event) => vec![*event],
-        };
-        for event in events {
-            happened(&api, event, peer, None);
-        }
-        return Ok(StatusCode::ACCEPTED.into_response());
-    }
-    let mut speaker = None;
-    // Dropped when the story has ended, however it does.
-    let (story, told) = tokio::sync::watch::channel(());
-    let mut line = Vec::new();
-    let mut data = body.into_data_stream();
-    while let Some(Ok(bytes)) = data.next().await {
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            line.extend_from_slice(part);
-            if line.len() > LONGEST_LINE {
-                return Err(Problem::malformed("a line is longer than 1 MiB"));
-            }
-            if line.last() == Some(&b'\n') {
-                let event: Event = read(&line)?;
-                if let Event::Hello { worker, role: Role::Alone, .. } = &event {
-                    speaker = Some(worker.clone());
-                }
-                happened(&api, event, peer, Some(&told));
-                line.clear();
-            }
-        }
-        // Nobody waits for an answer, and a batch costs little more than an event.
-        tokio::time::sleep(BATCHING).await;
-    }
-    drop(story);
-    // It ran tests by itself and will not tell of them any more.
-    if let Some(worker) = speaker {
-        api.roster.abandon(&worker, Timestamp::now());
-    }
-    Ok(StatusCode::ACCEPTED.into_response())
-}
-
-/// Takes in an event; `story` is the stream that it came in, if it was one.
-fn happened(api: &Arc<Api>, event: Event, peer: Peer, story: Option<&Story>) {
-    let time = |at: Option<f64>| at.map_or_else(Timestamp::now, Timestamp::from_seconds);
-    let roster = &api.roster;
-    match event {
-        Event::Hello { worker, role, lane } => {
-            roster.pytest_reported();
-            match (role, peer.pid) {
-                (Role::Alone, _) => {}
-                (Role::Controller, _) => roster.is_controller(&worker),
-                (Role::Worker, pid) => {
-                    roster.join(&worker, Kind::Process, crate::name::Lane(lane.unwrap_or(0)), pid, Timestamp::now());
-                    if let Some(process) = pid.and_then(|pid| keeper::hold(pid).ok()) {
-                        watch(api, worker, Arc::new(process), story.cloned());
-                    }
-                }
-            }
-        }
-        Event::Begin { worker, test, attempt, at } => roster.test_began(&worker, &test, attempt, time(at)),
-        Event::End { worker, test, outcome, message, at } => {
-            roster.test_ended(&worker, &test, Some(&outcome), message.as_deref(), time(at));
-        }
-        Event::Goodbye { worker } => roster.said_goodbye(&worker),
-        // Its lane is taken at once, before its controller asks for another; how it ended,
-        // its process tells.
-        Event::Lost { worker } if api.keeper.is_bound(&worker) => api.keeper.crashed(&worker),
-        Event::Lost { worker } => lost(api, &worker, Ended::Unknown),
-        Event::Listed { binary, tests } => roster.listed(&binary, tests),
-        Event::Notice { text } => roster.notice(&text),
-    }
-}
-
-/// A stream of events: it is closed when all of them were taken in.
-type Story = tokio::sync::watch::Receiver<()>;
-
-/// Waits for the end of a worker that is a process.
-fn watch(api: &Arc<Api>, worker: String, process: Arc<AsyncFd<PidFd>>, story: Option<Story>) {
-    api.keeper.bind(&worker, &process);
-    let api = Arc::clone(api);
-    tokio::spawn(async move {
-        let how = keeper::ended(&process).await;
-        // What it said before it died counts: in which test it was, for one. A child of its
-        // may hold the stream open, so this has an end.
-        if let Some(mut story) = story {
-            let _ = tokio::time::timeout(LAST_WORDS, story.changed()).await;
-        }
-        lost(&api, &worker, how);
-    });
-}
-
-fn lost(api: &Arc<Api>, worker: &str, how: Ended) {
-    match api.roster.left(worker, how, Timestamp::now()) {
-        Some(WorkerOutcome::Crashed) => api.keeper.crashed(worker),
-        Some(_) => api.keeper.release(worker),
-        None => {}
-    }
 }
 
 #[derive(Deserialize)]

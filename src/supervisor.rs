@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 
-use crate::api::{self, Api};
+use crate::api::{self, Api, Stories};
 use crate::clock::Timestamp;
 use crate::error::{Stop, one_line};
 use crate::keeper::Keeper;
@@ -116,8 +116,10 @@ async fn serve(
 ) -> anyhow::Result<Served> {
     let listener = UnixListener::bind(run.socket())
         .map_err(|e| Stop::not_started(format!("cannot open the socket {}: {e}", run.socket().display())))?;
-    let api = Arc::new(Api { run: Arc::clone(run), keeper: Arc::clone(keeper), roster: Arc::clone(roster) });
-    let door = tokio::spawn(api::serve(listener, api));
+    let stories = Stories::default();
+    let api =
+        Api { run: Arc::clone(run), keeper: Arc::clone(keeper), roster: Arc::clone(roster), stories: stories.clone() };
+    let door = tokio::spawn(api::serve(listener, Arc::new(api)));
     // SAFETY: it owns its descriptor, which stays open and the same as long as it lives.
     let signals = unsafe { AsyncFd::register(signals) }?;
     let mut commands = Commands::prepare(run, keeper, program, command, recognised, &started.shims).await?;
@@ -131,6 +133,7 @@ async fn serve(
     let took = began.elapsed();
     // What shims wrote with their last breath is read before the door closes.
     tokio::time::sleep(Duration::from_millis(1)).await;
+    stories.told().await;
     door.abort();
     Ok(Served { ended, began, took })
 }

@@ -87,9 +87,9 @@ def _post(path, body):
 
 
 class _Story:
-    """The worker's events, one JSON document a line, in one request that stays open as
-    long as the worker lives. Nothing is waited for: what was sent before a worker dies
-    is in the kernel's hands and arrives."""
+    """The worker's events, one JSON document a line, on one connection that stays open
+    as long as the worker lives. Nothing is waited for: what was sent before a worker
+    dies is in the kernel's hands and arrives."""
 
     def __init__(self):
         self.pending = []
@@ -104,15 +104,15 @@ class _Story:
         if self.lost or not self.pending:
             return
         data = ("\n".join(self.pending) + "\n").encode()
-        self.pending = []
+        self.pending.clear()
         try:
             if self.connection is None:
                 self.connection = _connect()
-                self.connection.sendall(
-                    b"POST /v1/tests HTTP/1.1\r\nHost: isolane\r\nConnection: close\r\n"
-                    b"Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
+                data = (
+                    b"POST /v1/tests HTTP/1.1\r\nHost: isolane\r\n"
+                    b"Connection: upgrade\r\nUpgrade: isolane-story\r\n\r\n" + data
                 )
-            self.connection.sendall(b"%x\r\n%s\r\n" % (len(data), data))
+            self.connection.sendall(data)
         except OSError:
             self.lost = True
 
@@ -121,7 +121,7 @@ class _Story:
         self.send()
         if self.connection is not None and not self.lost:
             try:
-                self.connection.sendall(b"0\r\n\r\n")
+                self.connection.shutdown(socket.SHUT_WR)
                 self.connection.settimeout(10)
                 while self.connection.recv(4096):
                     pass
