@@ -1,8 +1,8 @@
 //! What isolane costs, as ratios in one run: medians of rounds in which the bare command
 //! and the wrapped one take turns, so that a machine that changes its speed changes both.
 //!
-//! `cargo bench` after `tests/run` has installed what is measured. Nothing here passes or
-//! fails: it prints, and a reader judges.
+//! `cargo bench` after `tests/run` has installed what is measured; `cargo bench -- start`
+//! for one part. Nothing here passes or fails: it prints, and a reader judges.
 #![allow(
     clippy::print_stdout,
     clippy::cast_precision_loss,
@@ -24,11 +24,14 @@ use lab::{Lab, Server};
 use nix::sys::resource::{UsageWho, getrusage};
 
 fn main() {
-    pytest();
-    nextest();
-    start();
-    lanes();
-    ingest();
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let parts: [(&str, fn()); 5] =
+        [("pytest", pytest), ("nextest", nextest), ("start", start), ("lanes", lanes), ("ingest", ingest)];
+    for (name, part) in parts {
+        if wanted.is_empty() || wanted.iter().any(|word| word == name) {
+            part();
+        }
+    }
 }
 
 fn line(what: &str, figure: &str, goal: &str) {
@@ -69,7 +72,7 @@ fn pytest() {
         "import pytest\n\n@pytest.mark.parametrize('n', range(1000))\ndef test_nothing(n):\n    pass\n",
     );
     let mut pairs = Vec::new();
-    for _ in 0..7 {
+    for _ in 0..11 {
         let bare = cpu(|| {
             drop(lab.program("pytest").arg_all(["-q", "-p", "no:cacheprovider", "-n", "2"]).run().assert_code(0));
         });
