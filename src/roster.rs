@@ -1,6 +1,8 @@
 //! The roster: which workers there are and which test each is in, as shims report it.
 //! What it learns goes on to the ledger.
 
+mod sharing;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,6 +13,8 @@ use crate::ledger::{Durability, RunKey, Writer, test, worker};
 use crate::name::Lane;
 use crate::os::process::Ended;
 use crate::secret::{Secret, mask};
+
+use sharing::Shared;
 
 /// The longest message of a failed test that is kept, in characters.
 const MESSAGE_LENGTH: usize = 4000;
@@ -70,6 +74,8 @@ struct State {
     pytest_reported: bool,
     notices: Vec<String>,
     noticed: HashSet<String>,
+    /// How many failed tests named a thing that lanes do not separate, and the first of them.
+    sharing: BTreeMap<Shared, (usize, String)>,
 }
 
 /// What a worker is to isolane.
@@ -191,6 +197,9 @@ impl Roster {
 
     fn close(&self, state: &mut State, test: &OpenTest, outcome: Option<&str>, message: Option<&str>, at: Timestamp) {
         *state.outcomes.entry(outcome.unwrap_or("unfinished or unknown").to_owned()).or_default() += 1;
+        if let Some(shared) = message.and_then(Shared::named_in) {
+            state.sharing.entry(shared).or_insert_with(|| (0, test.id.clone())).0 += 1;
+        }
         let message = message.map(|text| mask(&text.chars().take(MESSAGE_LENGTH).collect::<String>(), &self.secrets));
         let (run, number, outcome) = (self.run, test.number, outcome.map(str::to_owned));
         self.writer.tell(move |db| test::end(db, run, number, outcome.as_deref(), message.as_deref(), at));
@@ -287,15 +296,21 @@ impl Roster {
         let member = |name: &&String| state.workers.get(*name).filter(|member| !member.is_controller);
         let crashed =
             |name: &&String| member(name).is_some_and(|member| member.outcome == Some(WorkerOutcome::Crashed));
+        let workers = state.order.iter().filter(|name| member(name).is_some()).count();
+        let mut notices = state.notices.clone();
+        // Alone, a test fails over these for reasons of its own.
+        if workers > 1 {
+            notices.extend(state.sharing.iter().map(|(shared, (n, test))| shared.notice(*n, test)));
+        }
         Tally {
-            workers: state.order.iter().filter(|name| member(name).is_some()).count(),
+            workers,
             crashed: state.order.iter().filter(crashed).cloned().collect(),
             outcomes: state.outcomes.clone(),
             tests: usize::try_from(state.next_test).unwrap_or(0),
             listed: usize::try_from(state.listed.values().sum::<i64>()).unwrap_or(0),
             pytest_reported: state.pytest_reported,
             silent: state.announced.iter().filter(|name| !state.workers.contains_key(*name)).cloned().collect(),
-            notices: state.notices.clone(),
+            notices,
         }
     }
 }

@@ -213,3 +213,27 @@ fn codes_of_pytest_itself_come_through() {
     lab.pytest("").run().assert_code(2);
     lab.assert_nothing_left();
 }
+
+#[test]
+fn a_test_that_fails_over_a_file_or_port_of_everybody_is_told_from_a_database() {
+    let lab = Lab::new();
+    lab.file(
+        "test_shared.py",
+        "
+import os, socket
+def test_file(): os.mkdir('there')
+def test_port():
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        socket.create_server(taken.getsockname())
+def test_file_again(): os.mkdir('there')
+",
+    );
+    lab.file("there/README", "");
+    lab.pytest("-n 2")
+        .run()
+        .assert_code(1)
+        .assert_says("2 tests failed over a file that was there already")
+        .assert_says("ISOLANE_DIR is their own")
+        .assert_says("1 test failed over a port in use, not over the database (test_shared.py::test_port)");
+    lab.pytest("-p no:xdist").run().assert_code(1).assert_does_not_say("over a");
+}
