@@ -100,7 +100,6 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
 struct Served {
     ended: Ended,
     began: Instant,
-    took: Duration,
 }
 
 #[expect(clippy::too_many_arguments, reason = "they are the parts of a run, and this is where they meet")]
@@ -130,12 +129,11 @@ async fn serve(
     let began = Instant::now();
     commands.spawn(roster)?;
     let ended = commands.wait(&signals).await?;
-    let took = began.elapsed();
     // What shims wrote with their last breath is read before the door closes.
     tokio::time::sleep(Duration::from_millis(1)).await;
     stories.told().await;
     door.abort();
-    Ok(Served { ended, began, took })
+    Ok(Served { ended, began })
 }
 
 fn home(
@@ -192,7 +190,6 @@ fn home(
         run_id: run.id.to_string(),
         notices,
     };
-    let _ = served.took;
     started.finish();
     outcome
 }

@@ -16,6 +16,7 @@ mod postgres_versions;
 mod pytest;
 mod pytest_crash;
 mod pytest_injection;
+mod readme;
 mod sqlite;
 mod terminal;
 mod tidy;
