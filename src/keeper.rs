@@ -147,7 +147,7 @@ impl Keeper {
     async fn clean(self: Arc<Self>, lane: Lane) {
         let run = Arc::clone(&self.run);
         let swept =
-            tokio::task::spawn_blocking(move || sweep(&run.inventory, &run.providers, Scope::Place(Place::Lane(lane))))
+            tokio::task::spawn_blocking(move || sweep(&run.inventory, &run.sites(), Scope::Place(Place::Lane(lane))))
                 .await;
         {
             let mut state = self.state();
@@ -218,7 +218,7 @@ impl Keeper {
         let made = self.run.inventory.make(&self.run.providers, place, None);
         if made.is_err() {
             // Half a lane is none; what cannot be undone now is owed to the end of the run.
-            sweep(&self.run.inventory, &self.run.providers, Scope::Place(place));
+            sweep(&self.run.inventory, &self.run.sites(), Scope::Place(place));
         }
         made.map_err(|error| anyhow!("{}", one_line(&error)))
     }

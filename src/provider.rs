@@ -6,13 +6,13 @@ mod postgres;
 mod sqlite;
 
 pub use directory::Directories;
-pub use postgres::Postgres;
-pub use sqlite::Sqlite;
+pub use postgres::{Postgres, Server};
+pub use sqlite::{Sqlite, SqliteFiles};
 
 use std::fmt::Debug;
 
 use crate::address::Address;
-use crate::name::{Place, RunId};
+use crate::name::{Place, RunId, Tag};
 
 /// Something made, or about to be made, outside this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,11 +71,22 @@ pub struct Owner {
     pub host: String,
 }
 
-/// A source of lanes. Every call is synchronous and may be repeated after a crash, with
-/// the same result.
-pub trait Provider: Debug + Send + Sync {
+/// Where things are, and how they are undone. It needs no more than an address and names,
+/// so it serves the dead as well. Every call may be repeated, with the same result.
+pub trait Site: Debug + Send + Sync {
     /// Where this is, without a password; one word for the ledger.
     fn id(&self) -> &str;
+    /// Stops whatever the dead run of this tag may still be making here.
+    fn take_over(&self, dead: &Tag) -> anyhow::Result<()>;
+    /// Ends whatever still works in a resource, such as sessions of a dead process.
+    fn disconnect(&self, resource: &Resource) -> anyhow::Result<()>;
+    /// Removes it; what is not there is removed.
+    fn remove(&self, resource: &Resource) -> anyhow::Result<()>;
+}
+
+/// A source of lanes. Every call is synchronous and may be repeated after a crash, with
+/// the same result.
+pub trait Provider: Site {
     /// What it is and how it separates lanes, for the summary.
     fn summary(&self) -> String;
     /// Whether lanes are made from a template of the run, which must be made first.
@@ -92,8 +103,4 @@ pub trait Provider: Debug + Send + Sync {
     fn address(&self, address: &Address, place: Place) -> Option<String>;
     /// What a worker of `place` gets besides.
     fn access(&self, place: Place) -> Access;
-    /// Ends whatever still works in `place`, such as sessions of a dead process.
-    fn disconnect(&self, place: Place) -> anyhow::Result<()>;
-    /// Removes it; what is not there is removed.
-    fn remove(&self, resource: &Resource) -> anyhow::Result<()>;
 }

@@ -7,7 +7,7 @@ use crate::address::Address;
 use crate::inventory::Inventory;
 use crate::ledger::{RunKey, Writer};
 use crate::name::{Place, RunId, Tag};
-use crate::provider::{Access, Provider};
+use crate::provider::{Access, Provider, Site};
 use crate::secret::Secret;
 use crate::settings::{Isolation, Settings};
 
@@ -41,6 +41,11 @@ impl Run {
     /// The socket of the run's API.
     pub fn socket(&self) -> PathBuf {
         self.root.join("api.sock")
+    }
+
+    /// Where things are undone.
+    pub fn sites(&self) -> Vec<&dyn Site> {
+        self.providers.iter().map(|provider| &**provider as &dyn Site).collect()
     }
 
     /// Variables of everything that belongs to the run, in a lane or not.

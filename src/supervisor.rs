@@ -161,7 +161,7 @@ fn home(
             kept += 1;
         }
     }
-    let swept = sweep(&run.inventory, &run.providers, Scope::Run);
+    let swept = sweep(&run.inventory, &run.sites(), Scope::Run);
     let tally = roster.tally();
     let mut notices = tally.notices.clone();
     notices.extend(missing_reports(&tally, served.ended, command, recognised));

@@ -7,7 +7,7 @@ use crate::error::one_line;
 use crate::inventory::{Inventory, Item};
 use crate::ledger::resource::ResourceEvent;
 use crate::name::Place;
-use crate::provider::{Provider, Resource};
+use crate::provider::{Resource, Site};
 
 /// How many places are undone at once. Dropping a database is mostly waiting for the
 /// server's checkpoint, which several drops share.
@@ -32,7 +32,7 @@ pub enum Scope {
 /// Undoes what the run owes within `scope`: sessions end first, then things go in the
 /// reverse order of their making, lanes beside each other, the template and the run's
 /// own directory last.
-pub fn sweep(inventory: &Inventory, providers: &[Box<dyn Provider>], scope: Scope) -> SweepReport {
+pub fn sweep(inventory: &Inventory, sites: &[&dyn Site], scope: Scope) -> SweepReport {
     let mut places: BTreeMap<Place, Vec<Item>> = BTreeMap::new();
     for item in inventory.owed() {
         if scope == Scope::Run || scope == Scope::Place(item.resource.place) {
@@ -48,36 +48,29 @@ pub fn sweep(inventory: &Inventory, providers: &[Box<dyn Provider>], scope: Scop
             scope.spawn(|| {
                 loop {
                     let next = lanes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-                    let Some((place, items)) = next else { break };
-                    undo(inventory, providers, place, items, &report);
+                    let Some((_, items)) = next else { break };
+                    undo(inventory, sites, items, &report);
                 }
             });
         }
     });
-    for (place, items) in rest {
-        undo(inventory, providers, place, items, &report);
+    for (_, items) in rest {
+        undo(inventory, sites, items, &report);
     }
     report.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn undo(
-    inventory: &Inventory,
-    providers: &[Box<dyn Provider>],
-    place: Place,
-    items: Vec<Item>,
-    report: &Mutex<SweepReport>,
-) {
-    let provider_of = |resource: &Resource| providers.iter().find(|provider| provider.id() == resource.provider);
-    for provider in providers.iter().filter(|provider| items.iter().any(|item| item.resource.provider == provider.id()))
-    {
+fn undo(inventory: &Inventory, sites: &[&dyn Site], items: Vec<Item>, report: &Mutex<SweepReport>) {
+    let site_of = |resource: &Resource| sites.iter().find(|site| site.id() == resource.provider);
+    for item in &items {
         // If sessions do not end, removing fails in its turn and says so.
-        let _ = provider.disconnect(place);
+        let _ = site_of(&item.resource).map(|site| site.disconnect(&item.resource));
     }
     for item in items.into_iter().rev() {
         let resource = item.resource;
-        let done = provider_of(&resource).map_or_else(
+        let done = site_of(&resource).map_or_else(
             || Err(anyhow::anyhow!("nothing here knows {}", resource.provider)),
-            |provider| provider.remove(&resource),
+            |site| site.remove(&resource),
         );
         let mut report = report.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match done {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::{Access, Provider, Resource, ResourceKind};
+use super::{Access, Provider, Resource, ResourceKind, Site};
 use crate::address::Address;
 use crate::name::{Place, Tag};
 
@@ -19,6 +19,9 @@ pub struct Directories {
 }
 
 impl Directories {
+    /// What the ledger calls the machine's own file system.
+    pub const ID: &'static str = "local";
+
     /// The run's directory is `root`, the lanes' are in it.
     pub fn new(root: PathBuf, tag: Tag) -> Self {
         Self { root, tag }
@@ -66,11 +69,25 @@ fn open_up(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-impl Provider for Directories {
+impl Site for Directories {
     fn id(&self) -> &'static str {
-        "local"
+        Self::ID
     }
 
+    fn take_over(&self, _dead: &Tag) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn disconnect(&self, _resource: &Resource) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
+        remove_tree(Path::new(&resource.name)).with_context(|| format!("cannot remove the directory {}", resource.name))
+    }
+}
+
+impl Provider for Directories {
     fn summary(&self) -> String {
         "a directory for each lane".to_owned()
     }
@@ -107,14 +124,6 @@ impl Provider for Directories {
             names: vec![("dir", path)],
             schema: String::new(),
         }
-    }
-
-    fn disconnect(&self, _place: Place) -> anyhow::Result<()> {
-        Ok(())
-    }
-
-    fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
-        remove_tree(Path::new(&resource.name)).with_context(|| format!("cannot remove the directory {}", resource.name))
     }
 }
 

@@ -5,25 +5,28 @@ mod database;
 mod dump;
 mod facts;
 mod schema;
+mod server;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
-use super::{Access, Owner, Provider, Resource, ResourceKind};
+use super::{Access, Owner, Provider, Resource, ResourceKind, Site};
 use crate::address::{Address, LaneTarget, PostgresAddress};
 use crate::error::Stop;
 use crate::name::{Identifier, Place, Tag};
 use crate::settings::Isolation;
-use connection::Pool;
+use connection::readable;
 use database::Databases;
 use facts::Facts;
 use schema::Schemas;
+pub use server::Server;
 
 /// The lanes of one PostgreSQL database.
 #[derive(Debug)]
 pub struct Postgres {
-    id: String,
+    server: Arc<Server>,
     address: PostgresAddress,
     names: Names,
     facts: Facts,
@@ -80,20 +83,23 @@ impl Postgres {
         suffix: String,
         has_setup: bool,
     ) -> anyhow::Result<Self> {
-        let facts = Facts::ask(address)?;
         let names = Names { tag: owner.run.tag(), suffix, owner: owner.clone() };
+        let server = Arc::new(Server::new(address, &names.tag)?);
+        let facts = server.own.once(Facts::ask).map_err(readable)?;
         let (separation, reason) = match isolation {
             Isolation::Database => match facts.no_databases(address) {
-                None => (Self::databases(address, &facts, &names)?, "as asked".to_owned()),
+                None => (Self::databases(&server, address, &facts, &names), "as asked".to_owned()),
                 Some(why) => bail!(Stop::not_started(format!(
                     "{why}; `ALTER ROLE {} CREATEDB` allows it, and --isolation schema does without",
                     address.user()
                 ))),
             },
-            Isolation::Schema => (Self::schemas(address, &facts, &names, root)?, "as asked".to_owned()),
+            Isolation::Schema => (Self::schemas(&server, address, &facts, &names, root)?, "as asked".to_owned()),
             Isolation::Auto | Isolation::None => match facts.no_databases(address) {
-                None => (Self::databases(address, &facts, &names)?, "the login may create databases".to_owned()),
-                Some(why) => (Self::schemas(address, &facts, &names, root)?, why),
+                None => {
+                    (Self::databases(&server, address, &facts, &names), "the login may create databases".to_owned())
+                }
+                Some(why) => (Self::schemas(&server, address, &facts, &names, root)?, why),
             },
         };
         let reason = match &separation {
@@ -106,20 +112,26 @@ impl Postgres {
             }
             _ => reason,
         };
-        Ok(Self { id: address.id(), address: address.clone(), names, facts, separation, reason, has_setup })
+        Ok(Self { server, address: address.clone(), names, facts, separation, reason, has_setup })
     }
 
-    fn databases(address: &PostgresAddress, facts: &Facts, names: &Names) -> anyhow::Result<Separation> {
-        Ok(Separation::Database(Databases {
-            admin: Pool::new(connection::config(address)?.dbname(Facts::maintenance_database(address)).clone()),
+    fn databases(server: &Arc<Server>, address: &PostgresAddress, facts: &Facts, names: &Names) -> Separation {
+        Separation::Database(Databases {
+            server: Arc::clone(server),
             source: address.clone(),
             names: names.clone(),
             dump_because: facts.no_copy(address),
             facts: facts.clone(),
-        }))
+        })
     }
 
-    fn schemas(address: &PostgresAddress, facts: &Facts, names: &Names, root: &Path) -> anyhow::Result<Separation> {
+    fn schemas(
+        server: &Arc<Server>,
+        address: &PostgresAddress,
+        facts: &Facts,
+        names: &Names,
+        root: &Path,
+    ) -> anyhow::Result<Separation> {
         if !facts.may_create_schemas {
             bail!(Stop::not_started(format!(
                 "the role {user} may create neither databases nor schemas in {database}; `ALTER ROLE {user} CREATEDB` or `GRANT CREATE ON DATABASE {database} TO {user}` allows it",
@@ -127,15 +139,29 @@ impl Postgres {
                 database = address.database()
             )));
         }
-        Ok(Separation::Schema(Schemas::new(address, facts, names.clone(), root)?))
+        Ok(Separation::Schema(Schemas::new(Arc::clone(server), address, facts, names.clone(), root)?))
+    }
+}
+
+impl Site for Postgres {
+    fn id(&self) -> &str {
+        self.server.id()
+    }
+
+    fn take_over(&self, dead: &Tag) -> anyhow::Result<()> {
+        self.server.take_over(dead)
+    }
+
+    fn disconnect(&self, resource: &Resource) -> anyhow::Result<()> {
+        self.server.disconnect(resource)
+    }
+
+    fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
+        self.server.remove(resource)
     }
 }
 
 impl Provider for Postgres {
-    fn id(&self) -> &str {
-        &self.id
-    }
-
     fn summary(&self) -> String {
         let what = match &self.separation {
             Separation::Database(_) if self.has_setup => "a database for each lane, as --setup made it",
@@ -165,7 +191,7 @@ impl Provider for Postgres {
         let name = self.names.of(place);
         kinds
             .iter()
-            .map(|kind| Resource { provider: self.id.clone(), kind: *kind, name: name.clone(), place })
+            .map(|kind| Resource { provider: self.id().to_owned(), kind: *kind, name: name.clone(), place })
             .collect()
     }
 
@@ -196,7 +222,7 @@ impl Provider for Postgres {
 
     fn address(&self, address: &Address, place: Place) -> Option<String> {
         let Address::Postgres(address) = address else { return None };
-        if address.id() != self.id {
+        if address.id() != self.id() {
             return None;
         }
         let name = self.names.of(place);
@@ -242,21 +268,5 @@ impl Provider for Postgres {
         let mut names = vec![("host", hosts), ("port", ports), ("user", user), ("database", database)];
         names.extend(password.map(|password| ("password", password)));
         Access { variables, names, schema: name }
-    }
-
-    fn disconnect(&self, place: Place) -> anyhow::Result<()> {
-        match &self.separation {
-            Separation::Database(databases) => databases.disconnect(place),
-            Separation::Schema(schemas) => schemas.disconnect(place),
-        }
-    }
-
-    fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
-        let removed = match (&self.separation, resource.kind) {
-            (Separation::Database(databases), _) => databases.remove(&resource.name),
-            (Separation::Schema(schemas), ResourceKind::Role) => schemas.remove_role(&resource.name),
-            (Separation::Schema(schemas), _) => schemas.remove_schema(&resource.name),
-        };
-        removed.with_context(|| format!("cannot remove the {} {}", resource.kind.as_str(), resource.name))
     }
 }

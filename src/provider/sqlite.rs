@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Access, Provider, Resource, ResourceKind};
+use super::{Access, Provider, Resource, ResourceKind, Site};
 use crate::address::{Address, SqliteAddress};
 use crate::name::{Place, Tag};
 
 /// The lanes of one SQLite file.
 #[derive(Debug)]
 pub struct Sqlite {
-    id: String,
+    files: SqliteFiles,
     source: SqliteAddress,
     /// Where lanes' files are.
     root: PathBuf,
@@ -34,8 +34,8 @@ impl Sqlite {
         has_setup: bool,
     ) -> anyhow::Result<Self> {
         let path = source.path();
-        let id = if path.as_os_str().is_empty() { "sqlite:".to_owned() } else { format!("sqlite:{}", path.display()) };
-        let sqlite = Self { id, source: source.clone(), root: root.to_owned(), tag: tag.clone(), suffix, has_setup };
+        let files = SqliteFiles::new(format!("{}{}", SqliteFiles::SCHEME, path.display()));
+        let sqlite = Self { files, source: source.clone(), root: root.to_owned(), tag: tag.clone(), suffix, has_setup };
         if sqlite.has_source() {
             // Found out now, not when the first worker comes.
             let check = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
@@ -65,11 +65,68 @@ fn companion(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-impl Provider for Sqlite {
+/// Files of SQLite, whoever made them.
+#[derive(Debug)]
+pub struct SqliteFiles {
+    id: String,
+}
+
+impl SqliteFiles {
+    /// The scheme that every id begins with.
+    pub const SCHEME: &'static str = "sqlite:";
+
+    /// The files that the ledger has under this id.
+    pub fn new(id: impl Into<String>) -> Self {
+        Self { id: id.into() }
+    }
+}
+
+impl Site for SqliteFiles {
     fn id(&self) -> &str {
         &self.id
     }
 
+    fn take_over(&self, _dead: &Tag) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn disconnect(&self, _resource: &Resource) -> anyhow::Result<()> {
+        // The locks of a dead process are gone with it.
+        Ok(())
+    }
+
+    fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
+        let path = Path::new(&resource.name);
+        let files = std::iter::once(path.to_owned()).chain(COMPANIONS.map(|ending| companion(path, ending)));
+        for file in files {
+            match fs::remove_file(&file) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => bail!("cannot remove {}: {e}", file.display()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Site for Sqlite {
+    fn id(&self) -> &str {
+        self.files.id()
+    }
+
+    fn take_over(&self, dead: &Tag) -> anyhow::Result<()> {
+        self.files.take_over(dead)
+    }
+
+    fn disconnect(&self, resource: &Resource) -> anyhow::Result<()> {
+        self.files.disconnect(resource)
+    }
+
+    fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
+        self.files.remove(resource)
+    }
+}
+
+impl Provider for Sqlite {
     fn summary(&self) -> String {
         if self.has_setup {
             "SQLite, a file for each lane, as --setup made it".to_owned()
@@ -88,7 +145,7 @@ impl Provider for Sqlite {
 
     fn plan(&self, place: Place) -> Vec<Resource> {
         let name = self.path(place).display().to_string();
-        vec![Resource { provider: self.id.clone(), kind: ResourceKind::File, name, place }]
+        vec![Resource { provider: self.id().to_owned(), kind: ResourceKind::File, name, place }]
     }
 
     fn create(&self, resource: &Resource) -> anyhow::Result<()> {
@@ -133,23 +190,6 @@ impl Provider for Sqlite {
     fn access(&self, place: Place) -> Access {
         let path = self.path(place).display().to_string();
         Access { variables: Vec::new(), names: vec![("database", path.clone())], schema: path }
-    }
-
-    fn disconnect(&self, _place: Place) -> anyhow::Result<()> {
-        // The locks of a dead process are gone with it.
-        Ok(())
-    }
-
-    fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
-        let path = Path::new(&resource.name);
-        let files = std::iter::once(path.to_owned()).chain(COMPANIONS.map(|ending| companion(path, ending)));
-        for file in files {
-            match fs::remove_file(&file) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => bail!("cannot remove {}: {e}", file.display()),
-                _ => {}
-            }
-        }
-        Ok(())
     }
 }
 

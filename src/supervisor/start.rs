@@ -132,7 +132,7 @@ impl Started {
     /// Undoes a run that did not come to start. Where all is undone, the ledger forgets
     /// it; else it stays there, with what is left.
     pub fn take_back(self) {
-        let swept = sweep(&self.run.inventory, &self.run.providers, Scope::Run);
+        let swept = sweep(&self.run.inventory, &self.run.sites(), Scope::Run);
         let key = self.run.key;
         let forget = swept.stuck.is_empty();
         let _ = self.run.writer.commit(Durability::Process, move |db| {

@@ -11,9 +11,9 @@ use postgres::{Client, Config, NoTls};
 use crate::address::PostgresAddress;
 use crate::error::Stop;
 
-/// What is set for isolane's own connections: see `address`, except that nothing of the
-/// user's options applies.
-pub fn config(address: &PostgresAddress) -> anyhow::Result<Config> {
+/// What is set for isolane's own connections, named `application` on the server: see
+/// `address`, except that nothing of the user's options applies.
+pub fn config(address: &PostgresAddress, application: &str) -> anyhow::Result<Config> {
     if let Some(mode @ ("require" | "verify-ca" | "verify-full")) = address.parameter("sslmode") {
         bail!(Stop::not_started(format!(
             "the address asks for TLS (sslmode={mode}), which this version of isolane does not speak"
@@ -23,7 +23,7 @@ pub fn config(address: &PostgresAddress) -> anyhow::Result<Config> {
     for (host, port) in address.hosts().iter().zip(address.ports()) {
         config.host(host).port(*port);
     }
-    config.user(address.user()).dbname(address.database()).application_name("isolane");
+    config.user(address.user()).dbname(address.database()).application_name(application);
     let timeout =
         address.parameter("connect_timeout").and_then(|seconds| seconds.parse().ok()).filter(|seconds| *seconds > 0);
     config.connect_timeout(Duration::from_secs(timeout.unwrap_or(10)));
@@ -97,6 +97,15 @@ impl Pool {
     /// An empty pool.
     pub fn new(config: Config) -> Self {
         Self { config, idle: Mutex::default() }
+    }
+
+    /// Works with a connection of its own, which is closed afterwards: a session that stayed
+    /// in the user's database would stop the server from copying it.
+    pub fn once<T>(&self, work: impl FnOnce(&mut Client) -> Result<T, postgres::Error>) -> anyhow::Result<T> {
+        let mut client = connect(&self.config)?;
+        let done = work(&mut client)?;
+        client.close()?;
+        Ok(done)
     }
 
     /// Works with a connection. One that broke since it was used last (a restarted

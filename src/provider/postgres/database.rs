@@ -1,26 +1,23 @@
 //! A database for each lane: the server's own copy of the user's database, or of the
 //! run's template.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-use anyhow::bail;
 use postgres::error::SqlState;
 
-use super::connection::{self, Pool, readable};
-use super::dump;
+use super::connection::{self, readable};
+use super::dump::Programs;
 use super::facts::Facts;
+use super::server::Server;
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
 use crate::name::Place;
 
-/// How long the sessions of a database may take to end after they were told to.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// Databases as lanes.
 #[derive(Debug)]
 pub struct Databases {
-    /// Connections for CREATE and DROP, to a database that is no source.
-    pub admin: Pool,
+    /// The server.
+    pub server: Arc<Server>,
     /// The user's own database.
     pub source: PostgresAddress,
     /// Names and marks.
@@ -56,14 +53,19 @@ impl Databases {
     /// seconds for them and then refuse to copy it.
     fn is_source_in_use(&self) -> anyhow::Result<bool> {
         let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'
-                                     AND application_name <> 'isolane')";
-        let row = self.admin.with(|client| client.query_one(sql, &[&self.source.database()])).map_err(readable)?;
+                                     AND application_name NOT LIKE 'isolane run %')";
+        let row = self
+            .server
+            .maintenance
+            .with(|client| client.query_one(sql, &[&self.source.database()]))
+            .map_err(readable)?;
         Ok(row.get(0))
     }
 
     fn create_by_dump(&self, name: &str) -> anyhow::Result<()> {
         self.create_empty(name)?;
-        dump::copy_database(&self.source, name, &self.facts)
+        Programs { address: &self.source, facts: &self.facts, application: self.server.application() }
+            .copy_database(name)
     }
 
     fn create_empty(&self, name: &str) -> anyhow::Result<()> {
@@ -77,11 +79,11 @@ impl Databases {
     fn create_from(&self, name: &str, options: &str) -> anyhow::Result<()> {
         let owner = if self.facts.is_owner { format!(" OWNER {}", self.facts.owner) } else { String::new() };
         let sql = format!("CREATE DATABASE {}{owner} {options}", identifier(name)?);
-        let made = self.admin.with(|client| client.batch_execute(&sql));
+        let made = self.server.maintenance.with(|client| client.batch_execute(&sql));
         if made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::DUPLICATE_DATABASE)) {
             // Half made by a try before: the name is this run's own, so it goes and comes again.
-            self.remove(name)?;
-            return self.admin.with(|client| client.batch_execute(&sql));
+            self.server.drop_database(name)?;
+            return self.server.maintenance.with(|client| client.batch_execute(&sql));
         }
         made
     }
@@ -109,51 +111,14 @@ impl Databases {
                 key.to_string().trim_matches('"')
             ));
         }
-        self.admin.with(|client| client.batch_execute(&sql)).map_err(readable)
+        self.server.maintenance.with(|client| client.batch_execute(&sql)).map_err(readable)
     }
 
     /// Lets nobody into the template any more: a session in it would stop every copy.
     pub fn seal(&self) -> anyhow::Result<()> {
         let name = self.names.of(Place::Template);
         let sql = format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", identifier(&name)?);
-        self.admin.with(|client| client.batch_execute(&sql)).map_err(readable)?;
-        self.end_sessions(&name)
-    }
-
-    /// Ends all sessions in a lane's database.
-    pub fn disconnect(&self, place: Place) -> anyhow::Result<()> {
-        self.end_sessions(&self.names.of(place))
-    }
-
-    fn end_sessions(&self, name: &str) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-                    WHERE datname = $1 AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
-        loop {
-            let left: i64 = self.admin.with(|client| client.query_one(sql, &[&name])).map_err(readable)?.get(0);
-            if left == 0 {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("{left} sessions in the database {name} do not end");
-            }
-            // A session ends within a millisecond or so; DROP itself would look every 100 ms.
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// Drops a database of this run.
-    pub fn remove(&self, name: &str) -> anyhow::Result<()> {
-        let sql = format!("DROP DATABASE IF EXISTS {}", identifier(name)?);
-        for _ in 0..3 {
-            self.end_sessions(name)?;
-            let dropped = self.admin.with(|client| client.batch_execute(&sql));
-            match dropped.as_ref().map_err(connection::code) {
-                // A new session came in between; the next round ends it.
-                Err(Some(code)) if *code == SqlState::OBJECT_IN_USE => {}
-                _ => return dropped.map_err(readable),
-            }
-        }
-        bail!("sessions keep coming in")
+        self.server.maintenance.with(|client| client.batch_execute(&sql)).map_err(readable)?;
+        self.server.end_sessions_in(&name)
     }
 }

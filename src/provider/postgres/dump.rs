@@ -23,108 +23,121 @@ pub struct SchemaDump<'a> {
     pub shared: &'a [String],
 }
 
-/// Fills the empty database `target` with what `source` holds.
-pub fn copy_database(source: &PostgresAddress, target: &str, facts: &Facts) -> anyhow::Result<()> {
-    let mut dump = program("pg_dump", facts)?;
-    login(&mut dump, source, None);
-    if !facts.is_superuser {
-        dump.args(["--no-owner", "--no-privileges"]);
+/// PostgreSQL's programs, at work for one run in one database.
+#[derive(Debug)]
+pub struct Programs<'a> {
+    /// The user's database.
+    pub address: &'a PostgresAddress,
+    /// Of its server.
+    pub facts: &'a Facts,
+    /// What their sessions are called on the server.
+    pub application: &'a str,
+}
+
+impl Programs<'_> {
+    /// Fills the empty database `target` with what the user's holds.
+    pub fn copy_database(&self, target: &str) -> anyhow::Result<()> {
+        let mut dump = self.program("pg_dump", None)?;
+        if !self.facts.is_superuser {
+            dump.args(["--no-owner", "--no-privileges"]);
+        }
+        let mut dump = dump
+            .arg("--dbname")
+            .arg(self.address.database())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .stdin(Stdio::null())
+            .spawn()
+            .context("cannot start pg_dump")?;
+        let mut restore = self.program("psql", None)?;
+        let text = dump.stdout.take().context("pg_dump has an output")?;
+        let restored = restore
+            .args(PSQL)
+            .arg("--dbname")
+            .arg(target)
+            .stdin(text)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .output()
+            .context("cannot start psql")?;
+        let dumped = dump.wait_with_output()?;
+        succeed("pg_dump", dumped.status, &dumped.stderr)?;
+        succeed("psql", restored.status, &restored.stderr)
     }
-    let mut dump = dump
-        .arg("--dbname")
-        .arg(source.database())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .stdin(Stdio::null())
-        .spawn()
-        .context("cannot start pg_dump")?;
-    let mut restore = program("psql", facts)?;
-    login(&mut restore, source, None);
-    let text = dump.stdout.take().context("pg_dump has an output")?;
-    let restored = restore
-        .args(PSQL)
-        .arg("--dbname")
-        .arg(target)
-        .stdin(text)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .output()
-        .context("cannot start psql")?;
-    let dumped = dump.wait_with_output()?;
-    succeed("pg_dump", dumped.status, &dumped.stderr)?;
-    succeed("psql", restored.status, &restored.stderr)
-}
 
-/// Writes a dump of one schema to a file.
-pub fn dump_schema(address: &PostgresAddress, schema: &str, file: &Path, facts: &Facts) -> anyhow::Result<()> {
-    let mut dump = program("pg_dump", facts)?;
-    login(&mut dump, address, None);
-    dump.args(["--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions", "--no-tablespaces"]);
-    // In quotes, because pg_dump takes a pattern.
-    let exact = if schema.starts_with('"') { schema.to_owned() } else { format!("\"{schema}\"") };
-    let output = dump
-        .arg("--schema")
-        .arg(exact)
-        .arg("--file")
-        .arg(file)
-        .arg("--dbname")
-        .arg(address.database())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .output()
-        .context("cannot start pg_dump")?;
-    succeed("pg_dump", output.status, &output.stderr)
-}
+    /// Writes a dump of one schema to a file.
+    pub fn dump_schema(&self, schema: &str, file: &Path) -> anyhow::Result<()> {
+        let mut dump = self.program("pg_dump", None)?;
+        dump.args(["--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions", "--no-tablespaces"]);
+        // In quotes, because pg_dump takes a pattern.
+        let exact = if schema.starts_with('"') { schema.to_owned() } else { format!("\"{schema}\"") };
+        let output = dump
+            .arg("--schema")
+            .arg(exact)
+            .arg("--file")
+            .arg(file)
+            .arg("--dbname")
+            .arg(self.address.database())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .output()
+            .context("cannot start pg_dump")?;
+        succeed("pg_dump", output.status, &output.stderr)
+    }
 
-/// Replays a dump into the schema `target`, which exists and is empty.
-pub fn restore_schema(
-    address: &PostgresAddress,
-    as_login: Option<(&str, &Secret)>,
-    dump: &SchemaDump<'_>,
-    file: &Path,
-    target: &str,
-    facts: &Facts,
-) -> anyhow::Result<()> {
-    let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let text = rename_schema(&text, &dump.schema, target, &dump.shared.iter().map(String::as_str).collect());
-    let renamed = file.with_extension(format!("{target}.sql"));
-    File::create(&renamed)
-        .and_then(|mut f| f.write_all(&text))
-        .with_context(|| format!("cannot write {}", renamed.display()))?;
-    let mut restore = program("psql", facts)?;
-    login(&mut restore, address, as_login);
-    let output = restore
-        .args(PSQL)
-        .arg("--single-transaction")
-        .arg("--file")
-        .arg(&renamed)
-        .arg("--dbname")
-        .arg(address.database())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .output()
-        .context("cannot start psql")?;
-    fs::remove_file(&renamed).with_context(|| format!("cannot remove {}", renamed.display()))?;
-    succeed("psql", output.status, &output.stderr)
+    /// Replays a dump into the schema `target`, which exists and is empty.
+    pub fn restore_schema(
+        &self,
+        as_login: Option<(&str, &Secret)>,
+        dump: &SchemaDump<'_>,
+        file: &Path,
+        target: &str,
+    ) -> anyhow::Result<()> {
+        let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text = rename_schema(&text, &dump.schema, target, &dump.shared.iter().map(String::as_str).collect());
+        let renamed = file.with_extension(format!("{target}.sql"));
+        File::create(&renamed)
+            .and_then(|mut f| f.write_all(&text))
+            .with_context(|| format!("cannot write {}", renamed.display()))?;
+        let mut restore = self.program("psql", as_login)?;
+        let output = restore
+            .args(PSQL)
+            .arg("--single-transaction")
+            .arg("--file")
+            .arg(&renamed)
+            .arg("--dbname")
+            .arg(self.address.database())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .output()
+            .context("cannot start psql")?;
+        fs::remove_file(&renamed).with_context(|| format!("cannot remove {}", renamed.display()))?;
+        succeed("psql", output.status, &output.stderr)
+    }
+
+    /// A program that logs in as the user, or as somebody else.
+    fn program(&self, name: &str, as_login: Option<(&str, &Secret)>) -> anyhow::Result<Command> {
+        let address = self.address;
+        let mut command = program(name, self.facts)?;
+        let ports: Vec<_> = address.ports().iter().map(u16::to_string).collect();
+        let (user, password) =
+            as_login.map_or((address.user(), address.password()), |(user, password)| (user, Some(password)));
+        // Through the environment: arguments are for everybody to read.
+        command.env("PGHOST", address.hosts().join(",")).env("PGPORT", ports.join(",")).env("PGUSER", user);
+        command.env_remove("PGOPTIONS").env_remove("PGDATABASE").env_remove("PGSERVICE");
+        command.env("PGAPPNAME", self.application);
+        match password {
+            Some(password) => command.env("PGPASSWORD", password.reveal()),
+            None => command.env_remove("PGPASSWORD"),
+        };
+        Ok(command)
+    }
 }
 
 /// No user's start file, no chatter, and an end at the first error.
 const PSQL: [&str; 5] = ["--no-psqlrc", "--quiet", "--no-password", "--set", "ON_ERROR_STOP=1"];
-
-fn login(command: &mut Command, address: &PostgresAddress, as_login: Option<(&str, &Secret)>) {
-    let ports: Vec<_> = address.ports().iter().map(u16::to_string).collect();
-    let (user, password) =
-        as_login.map_or((address.user(), address.password()), |(user, password)| (user, Some(password)));
-    // Through the environment: arguments are for everybody to read.
-    command.env("PGHOST", address.hosts().join(",")).env("PGPORT", ports.join(",")).env("PGUSER", user);
-    command.env_remove("PGOPTIONS").env_remove("PGDATABASE").env_remove("PGSERVICE").env("PGAPPNAME", "isolane");
-    match password {
-        Some(password) => command.env("PGPASSWORD", password.reveal()),
-        None => command.env_remove("PGPASSWORD"),
-    };
-}
 
 /// A program of PostgreSQL, at least as new as the server: the first on the path that is,
 /// else the newest where Debian keeps versions side by side.

@@ -1,9 +1,7 @@
 //! What the server and the login can do, asked once.
 
-use anyhow::Context;
-use postgres::Row;
+use postgres::{Client, Row};
 
-use super::connection;
 use crate::address::PostgresAddress;
 
 /// What was found.
@@ -48,7 +46,7 @@ SELECT current_setting('server_version') AS version_text,
        (SELECT count(*) FROM pg_stat_activity a
          WHERE a.datid = d.oid AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend'
            -- Another run that looks in, as this one does, is gone in a moment.
-           AND a.application_name <> 'isolane') AS others,
+           AND a.application_name NOT LIKE 'isolane run %') AS others,
        d.datacl IS NOT NULL AS has_grants
   FROM pg_database d, pg_roles r
  WHERE d.datname = current_database() AND r.rolname = current_user";
@@ -63,17 +61,11 @@ SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.gr
   FROM pg_database d, aclexplode(d.datacl) a WHERE d.datname = current_database()";
 
 impl Facts {
-    /// Logs in to the user's database and asks.
-    pub fn ask(address: &PostgresAddress) -> anyhow::Result<Self> {
-        let mut client = connection::connect(&connection::config(address)?)?;
-        let row = client.query_one(QUESTIONS, &[]).context("cannot read the server's catalog")?;
-        let settings = client.query(SETTINGS, &[]).context("cannot read the database's settings")?;
-        let grants = if row.get("has_grants") {
-            Some(client.query(GRANTS, &[]).context("cannot read the database's grants")?)
-        } else {
-            None
-        };
-        client.close().context("cannot end the session")?;
+    /// Asks in the user's database.
+    pub fn ask(client: &mut Client) -> Result<Self, postgres::Error> {
+        let row = client.query_one(QUESTIONS, &[])?;
+        let settings = client.query(SETTINGS, &[])?;
+        let grants = if row.get("has_grants") { Some(client.query(GRANTS, &[])?) } else { None };
         let is_superuser = row.get("rolsuper");
         Ok(Self {
             version_text: row.get::<_, String>("version_text").split(' ').next().unwrap_or_default().to_owned(),

@@ -4,15 +4,16 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, ensure};
 use postgres::error::SqlState;
 use uuid::Uuid;
 
-use super::connection::{self, Pool, readable};
-use super::dump::{self, SchemaDump};
+use super::connection::{self, readable};
+use super::dump::{Programs, SchemaDump};
 use super::facts::Facts;
+use super::server::Server;
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
 use crate::name::Place;
@@ -21,7 +22,7 @@ use crate::secret::Secret;
 /// Schemas as lanes.
 #[derive(Debug)]
 pub struct Schemas {
-    admin: Pool,
+    server: Arc<Server>,
     address: PostgresAddress,
     facts: Facts,
     names: Names,
@@ -59,16 +60,22 @@ SELECT quote_ident(current_schema()) AS schema,
 
 impl Schemas {
     /// Looks at the user's schema.
-    pub fn new(address: &PostgresAddress, facts: &Facts, names: Names, root: &Path) -> anyhow::Result<Self> {
-        let admin = Pool::new(connection::config(address)?);
-        let row = admin
+    pub fn new(
+        server: Arc<Server>,
+        address: &PostgresAddress,
+        facts: &Facts,
+        names: Names,
+        root: &Path,
+    ) -> anyhow::Result<Self> {
+        let row = server
+            .own
             .with(|client| client.query_opt(SOURCE, &[]))
             .map_err(readable)?
             .context("the login's search path names no schema that exists")?;
         let source = Source { schema: row.get("schema"), is_empty: row.get("is_empty"), shared: row.get("shared") };
         let dump_file = root.join(format!("template{}.sql", names.suffix));
         Ok(Self {
-            admin,
+            server,
             address: address.clone(),
             has_roles: facts.may_create_roles,
             facts: facts.clone(),
@@ -107,10 +114,10 @@ impl Schemas {
              GRANT {role} TO CURRENT_USER; ALTER ROLE {role} SET search_path = {role};",
             self.names.mark(place)
         );
-        let made = self.admin.with(|client| client.batch_execute(&sql));
+        let made = self.server.own.with(|client| client.batch_execute(&sql));
         if made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::DUPLICATE_OBJECT)) {
-            self.remove_role(&name)?;
-            return self.admin.with(|client| client.batch_execute(&sql)).map_err(readable);
+            self.server.drop_role(&name)?;
+            return self.server.own.with(|client| client.batch_execute(&sql)).map_err(readable);
         }
         made.map_err(readable)
     }
@@ -121,10 +128,10 @@ impl Schemas {
         let schema = identifier(&name)?;
         let owner = if self.has_roles { format!(" AUTHORIZATION {schema}") } else { String::new() };
         let sql = format!("CREATE SCHEMA {schema}{owner}; COMMENT ON SCHEMA {schema} IS '{}';", self.names.mark(place));
-        let made = self.admin.with(|client| client.batch_execute(&sql));
+        let made = self.server.own.with(|client| client.batch_execute(&sql));
         if made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::DUPLICATE_SCHEMA)) {
-            self.remove_schema(&name)?;
-            self.admin.with(|client| client.batch_execute(&sql)).map_err(readable)?;
+            self.server.drop_schema(&name)?;
+            self.server.own.with(|client| client.batch_execute(&sql)).map_err(readable)?;
         } else {
             made.map_err(readable)?;
         }
@@ -144,7 +151,11 @@ impl Schemas {
         let name = self.names.of(place);
         let password = self.password(place);
         let login = if self.has_roles { Some((name.as_str(), &password)) } else { None };
-        dump::restore_schema(&self.address, login, dump, &self.dump_file, &name, &self.facts)
+        self.programs().restore_schema(login, dump, &self.dump_file, &name)
+    }
+
+    fn programs(&self) -> Programs<'_> {
+        Programs { address: &self.address, facts: &self.facts, application: self.server.application() }
     }
 
     fn source_dump(&self) -> SchemaDump<'_> {
@@ -158,13 +169,13 @@ impl Schemas {
     /// Writes down what lanes are filled with.
     pub fn dump(&self, has_setup: bool) -> anyhow::Result<()> {
         let schema = if has_setup { self.names.of(Place::Template) } else { self.source.schema.clone() };
-        dump::dump_schema(&self.address, &schema, &self.dump_file, &self.facts)
+        self.programs().dump_schema(&schema, &self.dump_file)
     }
 
     /// Logs in as the lane's worker will and looks where it comes out.
     pub fn verify(&self, place: Place) -> anyhow::Result<()> {
         let name = self.names.of(place);
-        let mut config = connection::config(&self.address)?;
+        let mut config = connection::config(&self.address, self.server.application())?;
         if self.has_roles {
             config.user(&name).password(self.password(place).reveal());
         } else {
@@ -180,45 +191,5 @@ impl Schemas {
             schema.unwrap_or_default()
         );
         Ok(())
-    }
-
-    /// Ends all sessions of a lane's role. Without roles nothing tells a lane's sessions
-    /// from others, except the name that libpq's clients take from `PGAPPNAME`.
-    pub fn disconnect(&self, place: Place) -> anyhow::Result<()> {
-        let column = if self.has_roles { "usename" } else { "application_name" };
-        let sql = format!(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {column} = $1 AND pid <> pg_backend_pid()"
-        );
-        for _ in 0..5000 {
-            let left: i64 =
-                self.admin.with(|client| client.query_one(&sql, &[&self.names.of(place)])).map_err(readable)?.get(0);
-            if left == 0 {
-                return Ok(());
-            }
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        anyhow::bail!("sessions of {} do not end", self.names.of(place))
-    }
-
-    /// Drops a lane's schema with what is in it.
-    pub fn remove_schema(&self, name: &str) -> anyhow::Result<()> {
-        let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", identifier(name)?);
-        self.admin.with(|client| client.batch_execute(&sql)).map_err(readable)
-    }
-
-    /// Drops a lane's role with what it owns in this database.
-    pub fn remove_role(&self, name: &str) -> anyhow::Result<()> {
-        let role = identifier(name)?;
-        let exists = self
-            .admin
-            .with(|client| client.query_opt("SELECT FROM pg_roles WHERE rolname = $1", &[&name]))
-            .map_err(readable)?
-            .is_some();
-        if !exists {
-            return Ok(());
-        }
-        // In one transaction: what the role owns goes only together with the role.
-        let sql = format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role};");
-        self.admin.with(|client| client.batch_execute(&sql)).map_err(readable)
     }
 }

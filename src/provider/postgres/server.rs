@@ -1,0 +1,144 @@
+//! What isolane does on a server for every kind of lane: hold connections, end sessions,
+//! drop things. It knows an address and names, so it serves a run that is dead as well.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use postgres::error::SqlState;
+
+use super::connection::{self, Pool, readable};
+use super::facts::Facts;
+use super::identifier;
+use crate::address::PostgresAddress;
+use crate::name::Tag;
+use crate::provider::{Resource, ResourceKind, Site};
+
+/// How long sessions may take to end after they were told to.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The server that an address names, on behalf of one run.
+#[derive(Debug)]
+pub struct Server {
+    id: String,
+    /// Connections to the user's own database.
+    pub own: Pool,
+    /// Connections for CREATE and DROP DATABASE, to a database that is no source.
+    pub maintenance: Pool,
+    application: String,
+}
+
+/// Sessions of this name may still make something, after the process that asked for it is dead.
+const END_MAKERS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE application_name = $1 AND usename = current_user AND pid <> pg_backend_pid()";
+const END_SESSIONS_IN_DATABASE: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE datname = $1 AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
+/// Without roles nothing tells a lane's sessions from others, except the name that
+/// libpq's clients take from `PGAPPNAME`.
+const END_SESSIONS_OF_LANE: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE (usename = $1 OR application_name = $1) AND pid <> pg_backend_pid()";
+
+impl Server {
+    /// Nothing is connected yet.
+    pub fn new(address: &PostgresAddress, tag: &Tag) -> anyhow::Result<Self> {
+        let application = application(tag);
+        let own = connection::config(address, &application)?;
+        let mut maintenance = own.clone();
+        maintenance.dbname(Facts::maintenance_database(address));
+        Ok(Self { id: address.id(), own: Pool::new(own), maintenance: Pool::new(maintenance), application })
+    }
+
+    /// What this run's own sessions are called on the server.
+    pub fn application(&self) -> &str {
+        &self.application
+    }
+
+    /// Ends all sessions in a database.
+    pub fn end_sessions_in(&self, database: &str) -> anyhow::Result<()> {
+        end(&self.maintenance, END_SESSIONS_IN_DATABASE, database)
+    }
+
+    /// Drops a database of the run's.
+    pub fn drop_database(&self, name: &str) -> anyhow::Result<()> {
+        let sql = format!("DROP DATABASE IF EXISTS {}", identifier(name)?);
+        for _ in 0..3 {
+            self.end_sessions_in(name)?;
+            let dropped = self.maintenance.with(|client| client.batch_execute(&sql));
+            match dropped.as_ref().map_err(connection::code) {
+                // A new session came in between; the next round ends it.
+                Err(Some(code)) if *code == SqlState::OBJECT_IN_USE => {}
+                _ => return dropped.map_err(readable),
+            }
+        }
+        bail!("sessions keep coming in")
+    }
+
+    /// Drops a schema of the run's with what is in it.
+    pub fn drop_schema(&self, name: &str) -> anyhow::Result<()> {
+        let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", identifier(name)?);
+        self.own.with(|client| client.batch_execute(&sql)).map_err(readable)
+    }
+
+    /// Drops a role of the run's with what it owns in the user's database.
+    pub fn drop_role(&self, name: &str) -> anyhow::Result<()> {
+        let role = identifier(name)?;
+        let exists = self
+            .own
+            .with(|client| client.query_opt("SELECT FROM pg_roles WHERE rolname = $1", &[&name]))
+            .map_err(readable)?
+            .is_some();
+        if !exists {
+            return Ok(());
+        }
+        // In one transaction: what the role owns goes only together with the role.
+        let sql = format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role};");
+        self.own.with(|client| client.batch_execute(&sql)).map_err(readable)
+    }
+}
+
+/// What the sessions of the run with this tag are called on the server.
+fn application(tag: &Tag) -> String {
+    format!("isolane run {tag}")
+}
+
+fn end(pool: &Pool, sql: &str, name: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let left: i64 = pool.with(|client| client.query_one(sql, &[&name])).map_err(readable)?.get(0);
+        if left == 0 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{left} sessions of {name} do not end");
+        }
+        // A session ends within a millisecond or so; DROP itself would look every 100 ms.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+impl Site for Server {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn take_over(&self, dead: &Tag) -> anyhow::Result<()> {
+        end(&self.maintenance, END_MAKERS, &application(dead))
+    }
+
+    fn disconnect(&self, resource: &Resource) -> anyhow::Result<()> {
+        match resource.kind {
+            ResourceKind::Database => self.end_sessions_in(&resource.name),
+            _ => end(&self.own, END_SESSIONS_OF_LANE, &resource.name),
+        }
+    }
+
+    fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
+        let name = &resource.name;
+        let removed = match resource.kind {
+            ResourceKind::Database => self.drop_database(name),
+            ResourceKind::Schema => self.drop_schema(name),
+            ResourceKind::Role => self.drop_role(name),
+            ResourceKind::File | ResourceKind::Directory => bail!("a server has no {}", resource.kind.as_str()),
+        };
+        removed.with_context(|| format!("cannot remove the {} {name}", resource.kind.as_str()))
+    }
+}
