@@ -64,6 +64,9 @@ pub enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Undo a run whose supervisor dies; `run` starts this by itself
+    #[command(hide = true)]
+    Watchdog { ledger: PathBuf, lock: PathBuf, run: String },
     /// Print a completion script for a shell
     Completions {
         /// The shell

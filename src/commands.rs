@@ -21,6 +21,7 @@ use crate::report::{self, Format, Rows, say};
 use crate::runner::{self, Shims};
 use crate::settings::{Choices, Runner, Settings, file};
 use crate::supervisor;
+use crate::watchdog;
 
 fn settings(choices: Choices, config: Option<&Path>) -> anyhow::Result<Settings> {
     let cwd = std::env::current_dir().context("cannot tell the current directory")?;
@@ -168,6 +169,13 @@ pub fn init(force: bool) -> anyhow::Result<i32> {
         }
         Err(error) => bail!(Stop::not_started(format!("cannot write {}: {error}", file::NAME))),
     }
+    Ok(0)
+}
+
+/// `isolane watchdog`, which `isolane run` starts.
+pub fn watchdog(ledger: &Path, lock: &Path, run: &str) -> anyhow::Result<i32> {
+    let run = crate::name::RunId::parse(run).ok_or_else(|| Stop::usage("`isolane run` starts this by itself"))?;
+    watchdog::guard(ledger, lock, run)?;
     Ok(0)
 }
 

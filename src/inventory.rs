@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use anyhow::Context;
 
 use crate::clock::Timestamp;
-use crate::ledger::resource::{self, ResourceEvent, ResourceKey, ResourceState};
+use crate::ledger::resource::{self, ResourceEvent, ResourceKey, ResourceState, Words};
 use crate::ledger::{Durability, RunKey, Writer};
 use crate::name::Place;
 use crate::provider::{Provider, Resource, ResourceKind};
@@ -22,6 +22,15 @@ pub struct Item {
     pub state: ResourceState,
 }
 
+fn words(resource: &Resource) -> Words {
+    Words {
+        provider: resource.provider.clone(),
+        kind: resource.kind.as_str().to_owned(),
+        name: resource.name.clone(),
+        place: resource.place.word(),
+    }
+}
+
 /// All things of a run.
 #[derive(Debug)]
 pub struct Inventory {
@@ -34,6 +43,16 @@ impl Inventory {
     /// An empty one for this run.
     pub fn new(writer: Writer, run: RunKey) -> Self {
         Self { writer, run, items: Mutex::default() }
+    }
+
+    /// What the ledger says that a run owes still; one that died, mostly. Kinds and places
+    /// that only a newer isolane knows are left to that one.
+    pub fn recall(writer: Writer, run: RunKey, owed: Vec<(ResourceKey, Words, ResourceState)>) -> Self {
+        let items = owed.into_iter().filter_map(|(key, words, state)| {
+            let (kind, place) = (ResourceKind::parse(&words.kind)?, Place::parse(&words.place)?);
+            Some(Item { key, resource: Resource { provider: words.provider, kind, name: words.name, place }, state })
+        });
+        Self { items: Mutex::new(items.collect()), ..Self::new(writer, run) }
     }
 
     fn items(&self) -> std::sync::MutexGuard<'_, Vec<Item>> {
@@ -63,7 +82,7 @@ impl Inventory {
             .commit(Durability::Machine, move |db| {
                 planned
                     .iter()
-                    .map(|r| resource::plan(db, run, worker.as_deref(), &r.provider, r.kind.as_str(), &r.name))
+                    .map(|resource| resource::plan(db, run, worker.as_deref(), &words(resource)))
                     .collect::<Result<Vec<_>, _>>()
             })
             .context("cannot write into the ledger what is going to be made")?;

@@ -7,8 +7,8 @@
 //! [`cli`] reads the arguments and [`settings`] folds them over environment and file;
 //! nothing reads the environment after that. [`runner`] says which tool it is. The
 //! [`supervisor`] announces the run in the [`ledger`] under a lock that the kernel frees
-//! if it dies ([`os::lock`]), promises each resource on the disk before a [`provider`]
-//! makes it ([`inventory`]), opens the [`api`] on a Unix socket, and starts the command
+//! if it dies ([`os::lock`]), arms the [`watchdog`], which undoes the run if that happens,
+//! promises each resource on the disk before a [`provider`] makes it ([`inventory`]), opens the [`api`] on a Unix socket, and starts the command
 //! in its own process group with nothing but environment added. In the workers, the
 //! shims (`shims/pytest`, `shims/exec`) ask for a lane before any user code runs, and
 //! report tests. The [`keeper`] gives lanes by the [`lane`] book; the [`roster`] knows
@@ -27,9 +27,6 @@
 //! decides what is removed. No cleanup in `Drop`. No wrapper around the command's output,
 //! except to mark lines where several copies of a plain command share it.
 //!
-//! The watchdog, which takes over when the supervisor itself is killed, is not built yet:
-//! the run lock it will wait on is ([`os::lock::RunLock`]), and its place is between
-//! `api` and `supervisor`.
 
 pub mod name;
 pub mod error;
@@ -48,6 +45,7 @@ pub mod run;
 pub mod roster;
 pub mod keeper;
 pub mod api;
+pub mod watchdog;
 pub mod supervisor;
 pub mod report;
 pub mod cli;

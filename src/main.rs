@@ -15,6 +15,7 @@ fn main() {
         Command::Record { kind, key } => commands::record(&kind, &key),
         Command::Doctor { settings, format } => commands::doctor(settings, format.format),
         Command::Init { force } => commands::init(force),
+        Command::Watchdog { ledger, lock, run } => commands::watchdog(&ledger, &lock, &run),
         Command::Completions { shell } => commands::completions(shell),
     };
     exit(done.unwrap_or_else(|error| {

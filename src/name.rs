@@ -108,6 +108,24 @@ impl Place {
         }
     }
 
+    /// What the ledger calls it: a lane's number, `template` or `run`.
+    pub fn word(self) -> String {
+        match self {
+            Self::Lane(lane) => lane.to_string(),
+            Self::Template => "template".to_owned(),
+            Self::Run => "run".to_owned(),
+        }
+    }
+
+    /// The place that has this word.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "template" => Some(Self::Template),
+            "run" => Some(Self::Run),
+            number => number.parse().ok().map(|number| Self::Lane(Lane(number))),
+        }
+    }
+
     /// The lane, where it is one.
     pub fn lane(self) -> Option<Lane> {
         match self {

@@ -39,6 +39,13 @@ pub enum ResourceKind {
 }
 
 impl ResourceKind {
+    /// The kind that has this word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Database, Self::Schema, Self::Role, Self::File, Self::Directory]
+            .into_iter()
+            .find(|kind| kind.as_str() == word)
+    }
+
     /// The word for it, in the ledger and, with an `s` behind it, in messages.
     pub fn as_str(self) -> &'static str {
         match self {

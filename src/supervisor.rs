@@ -80,6 +80,7 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let keeper = Arc::new(Keeper::new(Arc::clone(&run)));
     let served = runtime.block_on(serve(&run, &keeper, &roster, signals, &program, command, recognised, &started));
+    command::heed(served.as_ref().map_or(0, |served| served.asked));
     // Whatever the command left behind would go on writing into what is undone next.
     process::stop_descendants(GRACE);
     // Tasks that still make or clean a lane finish; then nothing is made any more.
@@ -100,6 +101,8 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
 struct Served {
     ended: Ended,
     began: Instant,
+    /// How many signals asked for that.
+    asked: u32,
 }
 
 #[expect(clippy::too_many_arguments, reason = "they are the parts of a run, and this is where they meet")]
@@ -133,7 +136,7 @@ async fn serve(
     tokio::time::sleep(Duration::from_millis(1)).await;
     stories.told().await;
     door.abort();
-    Ok(Served { ended, began })
+    Ok(Served { ended, began, asked: commands.asked() })
 }
 
 fn home(
@@ -172,7 +175,7 @@ fn home(
     };
     let (key, code) = (run.key, served.ended.shell_code());
     if let Err(error) =
-        run.writer.commit(Durability::Process, move |db| ledger::run::end(db, key, code, state, Timestamp::now()))
+        run.writer.commit(Durability::Process, move |db| ledger::run::end(db, key, Some(code), state, Timestamp::now()))
     {
         notices.push(format!("the ledger could not be written to the end: {error}"));
     }

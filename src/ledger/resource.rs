@@ -62,20 +62,49 @@ impl ResourceState {
     }
 }
 
+/// A resource in the words of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Words {
+    /// The site's id.
+    pub provider: String,
+    /// The word for its kind.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// The word for the place it belongs to.
+    pub place: String,
+}
+
 /// Enters a promise.
-pub fn plan(
-    db: &Connection,
-    run: RunKey,
-    worker_id: Option<&str>,
-    provider: &str,
-    kind: &str,
-    name: &str,
-) -> Result<ResourceKey> {
+pub fn plan(db: &Connection, run: RunKey, worker_id: Option<&str>, resource: &Words) -> Result<ResourceKey> {
     db.execute(
-        "INSERT INTO resource (run, worker_id, provider, kind, name, state) VALUES (?, ?, ?, ?, ?, 'planned')",
-        params![run.0, worker_id, provider, kind, name],
+        "INSERT INTO resource (run, worker_id, provider, kind, name, place, state)
+         VALUES (?, ?, ?, ?, ?, ?, 'planned')",
+        params![run.0, worker_id, resource.provider, resource.kind, resource.name, resource.place],
     )?;
     Ok(ResourceKey(db.last_insert_rowid()))
+}
+
+/// What a run owes still, in the order of promising.
+pub fn owed(db: &Connection, run: RunKey) -> Result<Vec<(ResourceKey, Words, ResourceState)>> {
+    let sql = "SELECT resource, provider, kind, name, place, state FROM resource
+                WHERE run = ? AND state IN ('planned', 'created', 'stuck') ORDER BY resource";
+    let mut statement = db.prepare(sql)?;
+    let rows = statement.query_map([run.0], |row| {
+        let state = match row.get_ref("state")?.as_str()? {
+            "planned" => ResourceState::Planned,
+            "created" => ResourceState::Created,
+            _ => ResourceState::Stuck,
+        };
+        let words = Words {
+            provider: row.get("provider")?,
+            kind: row.get("kind")?,
+            name: row.get("name")?,
+            place: row.get("place")?,
+        };
+        Ok((ResourceKey(row.get("resource")?), words, state))
+    })?;
+    rows.collect()
 }
 
 /// Notes the state a resource has come to, and why where it is stuck.

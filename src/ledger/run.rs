@@ -1,6 +1,6 @@
 //! Runs in the ledger.
 
-use rusqlite::{Connection, Result, params};
+use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use crate::clock::Timestamp;
 use crate::name::RunId;
@@ -18,6 +18,8 @@ pub enum RunState {
     Failed,
     /// It was ended by a signal.
     Crashed,
+    /// Its supervisor died, and another process undid what it had made.
+    Swept,
 }
 
 impl RunState {
@@ -26,6 +28,7 @@ impl RunState {
             Self::Passed => "passed",
             Self::Failed => "failed",
             Self::Crashed => "crashed",
+            Self::Swept => "swept",
         }
     }
 }
@@ -67,7 +70,7 @@ pub fn begin(db: &Connection, run: &NewRun) -> Result<RunKey> {
 
 /// Ends a run. Workers that are still listed as running were stopped by isolane, and
 /// a test that never ended went down with its worker.
-pub fn end(db: &Connection, run: RunKey, exit_code: i32, state: RunState, at: Timestamp) -> Result<()> {
+pub fn end(db: &Connection, run: RunKey, exit_code: Option<i32>, state: RunState, at: Timestamp) -> Result<()> {
     let at = at.to_string();
     db.execute(
         "UPDATE worker SET ended_at = ?2, outcome = 'killed' WHERE run = ?1 AND outcome = 'running'",
@@ -79,6 +82,12 @@ pub fn end(db: &Connection, run: RunKey, exit_code: i32, state: RunState, at: Ti
         params![run.0, at, exit_code, state.as_str()],
     )?;
     Ok(())
+}
+
+/// The run of this id, if it has not ended.
+pub fn find_running(db: &Connection, id: RunId) -> Result<Option<RunKey>> {
+    let sql = "SELECT run FROM run WHERE run_id = ? AND state = 'running'";
+    db.query_row(sql, [id.to_string()], |row| row.get(0).map(RunKey)).optional()
 }
 
 /// Takes a run back that could not be started.

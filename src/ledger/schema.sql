@@ -48,6 +48,8 @@ CREATE TABLE resource (
     provider TEXT NOT NULL,
     kind TEXT NOT NULL,
     name TEXT NOT NULL,
+    -- A lane's number, 'template' or 'run'.
+    place TEXT NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('planned', 'created', 'removed', 'kept', 'stuck')),
     created_at TEXT,
     removed_at TEXT,

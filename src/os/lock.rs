@@ -21,6 +21,32 @@ impl RunLock {
         Ok(Self { path: path.to_owned(), file })
     }
 
+    /// The lock of another process, without taking it yet.
+    pub fn other(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), file: File::open(path)? })
+    }
+
+    /// Sleeps until the process that holds it is gone or lets go, and takes it.
+    pub fn wait(&self) -> io::Result<()> {
+        loop {
+            match self.file.lock() {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Removes the file of a run that has been undone.
+    pub fn remove(&self) {
+        // One that stays is a dead run's, and says nothing else.
+        let _ = std::fs::remove_file(&self.path);
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether the run that holds this lock lives. A missing file is a dead run's.
     pub fn is_held(path: &Path) -> bool {
         let Ok(file) = File::open(path) else { return false };

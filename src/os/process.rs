@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -150,11 +151,25 @@ pub fn become_subreaper() -> io::Result<()> {
     nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)
 }
 
+/// A child that is none of the command's: the watchdog.
+static SPARED: AtomicI32 = AtomicI32::new(0);
+
+/// Leaves this child out of all that is said and done about descendants.
+pub fn spare(pid: i32) {
+    SPARED.store(pid, Ordering::Relaxed);
+}
+
+/// The pids of all processes.
+pub fn all() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
 /// The pids of all living descendants of process `root`.
 pub fn descendants(root: i32) -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+    let spared = SPARED.load(Ordering::Relaxed);
+    for pid in all().into_iter().filter(|pid| *pid != spared) {
         if let Some(parent) = living_parent(pid) {
             children.entry(parent).or_default().push(pid);
         }

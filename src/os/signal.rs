@@ -8,7 +8,9 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
+use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -40,6 +42,19 @@ impl Signals {
         }
         set.thread_block()?;
         Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
+    }
+
+    /// Sleeps until a signal arrives.
+    pub fn wait(&self) -> io::Result<Arrival> {
+        loop {
+            if let Some(arrival) = self.read()? {
+                return Ok(arrival);
+            }
+            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// The next signal, if one has arrived.

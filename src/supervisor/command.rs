@@ -96,6 +96,8 @@ pub struct Commands {
     children: Vec<Child>,
     /// Readers of marked output.
     pumps: Vec<JoinHandle<()>>,
+    /// How many signals asked for the end.
+    asked: u32,
 }
 
 #[derive(Debug)]
@@ -153,7 +155,7 @@ impl Commands {
                 }
             }
         }
-        Ok(Self { copies, children: Vec::new(), pumps: Vec::new() })
+        Ok(Self { copies, children: Vec::new(), pumps: Vec::new(), asked: 0 })
     }
 
     /// Starts all copies, in our own process group and on our own terminal.
@@ -182,10 +184,10 @@ impl Commands {
     }
 
     /// Waits for all copies; the first end that was no success is the one that counts.
-    /// The first signal goes on to the command; the second stops everything.
+    /// The first signal goes on to the command; the second stops everything; the third ends
+    /// the supervisor itself.
     pub async fn wait(&mut self, signals: &AsyncFd<Signals>) -> anyhow::Result<Ended> {
         let mut result = Ended::Exited(0);
-        let mut asked = 0;
         while !self.children.is_empty() {
             tokio::select! {
                 biased;
@@ -198,8 +200,10 @@ impl Commands {
                 guard = signals.readable() => {
                     let mut guard = guard?;
                     while let Some(arrival) = signals.get_ref().read()? {
-                        asked += 1;
-                        if asked > 1 {
+                        self.asked += 1;
+                        if self.asked > 2 {
+                            leave(arrival.signal);
+                        } else if self.asked > 1 {
                             self.stop_now();
                         } else if !arrival.from_terminal {
                             // The terminal would have told the whole group already.
@@ -215,6 +219,11 @@ impl Commands {
             let _ = tokio::time::timeout(LAST_MOMENT, pump).await;
         }
         Ok(result)
+    }
+
+    /// How many signals have asked for the end.
+    pub fn asked(&self) -> u32 {
+        self.asked
     }
 
     fn pass_on(&self, signal: Signal) {
@@ -241,6 +250,25 @@ impl Commands {
             });
         }
     }
+}
+
+/// Leaves at the third signal while the run comes home; `asked` came before.
+pub fn heed(asked: u32) {
+    std::thread::spawn(move || {
+        let Ok(signals) = Signals::listen() else { return };
+        let mut asked = asked;
+        while let Ok(arrival) = signals.wait() {
+            asked += 1;
+            if asked > 2 {
+                leave(arrival.signal);
+            }
+        }
+    });
+}
+
+/// Ends the supervisor on the spot. What it owes, its watchdog undoes.
+fn leave(signal: Signal) -> ! {
+    std::process::exit(128 + signal as i32)
 }
 
 /// A child that nobody has waited for yet keeps its number, so this cannot miss it.

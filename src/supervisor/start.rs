@@ -25,8 +25,9 @@ use crate::provider::{Directories, Owner, Postgres, Provider, Sqlite};
 use crate::run::Run;
 use crate::runner::{PLUGIN_MODULE, Recognised, Shims};
 use crate::secret::mask;
-use crate::settings::{Isolation, Settings};
+use crate::settings::{Isolation, Keep, Settings};
 use crate::sweep::{Scope, sweep};
+use crate::watchdog::Watchdog;
 
 const EXEC_SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/isolane-exec"));
 const PYTEST_SHIM: &str = include_str!("../../shims/pytest/isolane_pytest.py");
@@ -39,6 +40,7 @@ pub struct Started {
     /// How long the user's setup command took.
     pub setup_time: Duration,
     lock: RunLock,
+    watchdog: Watchdog,
     writer_thread: JoinHandle<Option<rusqlite::Error>>,
 }
 
@@ -80,10 +82,20 @@ pub fn start(settings: Settings, command: &[OsString], recognised: &Recognised) 
             return Err(cannot(&error.into()));
         }
     };
+    let addresses: Vec<_> = settings.url_variables.iter().flat_map(|variable| &variable.addresses).collect();
+    let keep = settings.keep == Keep::Always;
+    let watchdog = match Watchdog::arm(&ledger_path, lock.path(), id, &addresses, keep) {
+        Ok(watchdog) => watchdog,
+        Err(error) => {
+            let _ = writer.commit(Durability::Process, move |db| ledger::run::forget(db, key));
+            let _ = lock.release();
+            return Err(Stop::not_started(format!("cannot start the watchdog: {}", one_line(&error))));
+        }
+    };
     let shims = Shims { python: root.join("python"), exec: root.join("isolane-exec") };
     let inventory = Inventory::new(writer.clone(), key);
     let run = Arc::new(Run { id, tag, key, writer, settings, providers, inventory, root, secrets });
-    let mut started = Started { run, shims, setup_time: Duration::ZERO, lock, writer_thread };
+    let mut started = Started { run, shims, setup_time: Duration::ZERO, lock, watchdog, writer_thread };
     match started.make() {
         Ok(()) => Ok(started),
         Err(error) => {
@@ -139,17 +151,19 @@ impl Started {
             if forget {
                 ledger::run::forget(db, key)
             } else {
-                ledger::run::end(db, key, 125, RunState::Crashed, Timestamp::now())
+                ledger::run::end(db, key, Some(125), RunState::Crashed, Timestamp::now())
             }
         });
         self.finish();
     }
 
-    /// Ends the run: its lock is the last thing to go.
-    pub fn finish(self) {
+    /// Ends the run: its lock is the last thing to go, and the watchdog with it.
+    pub fn finish(mut self) {
         self.run.writer.close();
         let _ = self.writer_thread.join();
+        self.watchdog.say_goodbye();
         let _ = self.lock.release();
+        self.watchdog.wait();
     }
 }
 

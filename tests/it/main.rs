@@ -20,3 +20,4 @@ mod readme;
 mod sqlite;
 mod terminal;
 mod tidy;
+mod watchdog;

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 pub use cargo::many_tests;
 pub use postgres::{Database, Server};
-pub use processes::is_alive;
+pub use processes::{alive_in, is_alive};
 pub use program::{Outcome, Program, wait_until};
 pub use terminal::OnTerminal;
 pub use witness::{Env, Seen};
@@ -77,6 +77,11 @@ impl Lab {
     pub fn with(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.variables.insert(name.into(), value.as_ref().to_owned());
         self
+    }
+
+    /// The folder that everything of this test is in.
+    pub fn home(&self) -> &Path {
+        self.root.path()
     }
 
     /// The project's folder, in which programs run.
@@ -234,7 +239,7 @@ impl Lab {
     /// run or a resource that is not finished.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
-        let processes = processes::alive_in(self.root.path());
+        let processes = alive_in(self.root.path());
         assert!(processes.is_empty(), "processes are left: {processes:#?}");
         let files: Vec<_> = fs::read_dir(self.tmp()).expect("a folder").flatten().map(|entry| entry.path()).collect();
         assert!(files.is_empty(), "left in TMPDIR: {files:?}");
@@ -250,7 +255,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         // A test that fails may leave processes behind; they must not outlive it.
-        for process in processes::alive_in(self.root.path()) {
+        for process in alive_in(self.root.path()) {
             let pid = process.split(' ').next().and_then(|pid| pid.parse().ok()).expect("begins with the pid");
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }

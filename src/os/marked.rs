@@ -1,0 +1,69 @@
+//! Processes that carry a mark in their environment: what a dead supervisor's command has
+//! started and what that has started in turn, whoever their parent is by now.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::process::{self, PidFd};
+
+/// How long processes may take to be gone after SIGKILL. One in the middle of a disk write
+/// takes its time.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Kills every process whose environment says `name=value`, with all its descendants, and
+/// waits until they are gone. One that took the mark off and left its parents is missed.
+pub fn kill(name: &str, value: &str) {
+    let mark = format!("{name}={value}").into_bytes();
+    let deadline = Instant::now() + PATIENCE;
+    // New ones may have been started meanwhile, so each look is a fresh one.
+    while Instant::now() < deadline {
+        let marked: Vec<i32> = process::all().into_iter().filter(|pid| carries(*pid, &mark)).collect();
+        if marked.is_empty() {
+            return;
+        }
+        let family = || marked.iter().flat_map(|pid| process::descendants(*pid)).chain(marked.iter().copied());
+        let held: Vec<_> = family().filter_map(|pid| Some((pid, PidFd::open(pid).ok()?))).collect();
+        // Asked again while they are held: who is killed is who was asked.
+        let family: Vec<i32> = family().collect();
+        for (_, process) in held.iter().filter(|(pid, _)| family.contains(pid)) {
+            let _ = process.signal(Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The environment as it was at the process's start (proc(5)); of others' processes and of
+/// the dead there is none to read.
+fn carries(pid: i32, mark: &[u8]) -> bool {
+    fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|variable| variable == mark))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn the_marked_and_their_children_go_and_nobody_else() {
+        let value = format!("{}", std::process::id());
+        // The child has no environment at all.
+        let script = "env -i sleep 600 & wait";
+        let mut marked = Command::new("sh").args(["-c", script]).env("ISOLANE_MARK", &value).spawn().expect("sh");
+        let mut other =
+            Command::new("sleep").arg("600").env("ISOLANE_MARK", format!("{value}0")).spawn().expect("sleep");
+        let root = i32::try_from(marked.id()).expect("pid");
+        while process::descendants(root).is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let child = PidFd::open(process::descendants(root)[0]).expect("pidfd");
+        kill("ISOLANE_MARK", &value);
+        assert!(child.has_ended());
+        assert!(other.try_wait().expect("wait").is_none());
+        marked.wait().expect("wait");
+        other.kill().expect("kill");
+        other.wait().expect("wait");
+    }
+}
