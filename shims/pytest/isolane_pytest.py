@@ -302,9 +302,9 @@ def _message(report):
 _plugin = None
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_load_initial_conftests(early_config):
-    # Behind those that set variables, before pytest imports the first conftest.py.
+    # Behind those that set variables (they come first of all), and before pytest imports
+    # the first conftest.py: that is the last implementation, so this must not be.
     if _adopt(early_config):
         _plugin.guard_addresses(restore=True)
 

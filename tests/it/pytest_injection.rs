@@ -67,6 +67,36 @@ fn a_database_that_dotenv_writes_over_is_put_back() {
     assert_eq!(lab.seen().only("test-").distinct("OTHER"), ["kept"]);
 }
 
+const AT_IMPORT: &str = "import os\nURL = os.environ['DATABASE_URL']\n";
+const IN_LANE: &str = "
+import os, conftest
+def test_lane(): assert os.environ['ISOLANE_SCHEMA'] in conftest.URL
+";
+
+#[test]
+fn what_a_conftest_reads_when_it_is_imported_is_the_lanes_already() {
+    let lab = Lab::new().python("plugins").with("DATABASE_URL", "sqlite:///shop.db");
+    lab.file("pytest.ini", "[pytest]\nenv =\n    DATABASE_URL=sqlite:////nowhere/shared.db\n");
+    for place in ["tests/", ""] {
+        lab.file(&format!("{place}conftest.py"), AT_IMPORT).file(&format!("{place}test_lane.py"), IN_LANE);
+        for args in ["-n 2", "-p no:xdist"] {
+            lab.pytest(&format!("{args} {place}test_lane.py")).run().assert_code(0).assert_says("put the lane's back");
+        }
+        std::fs::remove_file(lab.path(&format!("{place}conftest.py"))).expect("ours");
+    }
+}
+
+#[test]
+fn a_conftest_that_replaces_its_database_and_reads_it_is_told_so() {
+    let lab = Lab::new().with("DATABASE_URL", "sqlite:///shop.db");
+    let replaces = "import os\nos.environ['DATABASE_URL'] = 'sqlite:////nowhere/shared.db'\n";
+    lab.file("tests/conftest.py", &(replaces.to_owned() + AT_IMPORT)).file("tests/test_lane.py", IN_LANE);
+    for args in ["-n 2", "-p no:xdist"] {
+        let outcome = lab.pytest(&format!("{args} tests/test_lane.py")).run().assert_code(1);
+        outcome.assert_says("is not in its lane").assert_does_not_say("put the lane's back");
+    }
+}
+
 #[test]
 fn a_suite_that_writes_over_its_database_itself_is_told_so() {
     let lab = Lab::new();
