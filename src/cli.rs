@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::report::Format;
 use crate::settings::env_template::EnvTemplate;
-use crate::settings::{Choices, Isolation, Keep, Runner};
+use crate::settings::{Choices, Isolation, Keep, Runner, Setup};
 
 /// Runs a parallel test command so that every worker has a database, a prefix and a
 /// directory of its own, and removes exactly what the run made.
@@ -17,6 +17,22 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Reads the arguments; where they are no good, ends the process as clap does.
+    pub fn read() -> Self {
+        Self::try_parse().unwrap_or_else(|error| {
+            if error.kind() == clap::error::ErrorKind::InvalidSubcommand {
+                let _ = error.print();
+                let words: Vec<_> =
+                    std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+                eprintln!("\nTo run a command in lanes: isolane run -- {}", words.join(" "));
+                std::process::exit(error.exit_code());
+            }
+            error.exit()
+        })
+    }
 }
 
 /// The commands.
@@ -95,10 +111,10 @@ pub struct RunArgs {
     /// Make the pristine state with this command, once, in an empty database
     #[arg(long, value_name = "COMMAND")]
     setup: Option<String>,
-    /// Keep what the run made, to look into it
+    /// Keep what the run made, to look into it [default: never]
     #[arg(long, value_enum)]
     keep: Option<Keep>,
-    /// One more variable for every worker, such as SHOP_DB={database}
+    /// One more variable for every worker, such as SHOP_DB={database}; may be repeated
     #[arg(long, value_name = "NAME=TEMPLATE", value_parser = env_pair)]
     env: Vec<(String, EnvTemplate)>,
     /// Take the command for this runner's
@@ -160,7 +176,7 @@ impl RunArgs {
         let (common, config) = self.settings.choices();
         let choices = Choices {
             workers: self.workers,
-            setup: self.setup,
+            setup: self.setup.map(|command| Setup { command, folder: PathBuf::new() }),
             keep: self.keep,
             env: self.env,
             runner: self.runner,

@@ -53,8 +53,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<i32> {
             say(&line);
         }
     }
-    let left =
-        !outcome.swept.stuck.is_empty() || outcome.uncleaned.iter().any(|(_, why)| !why.starts_with("no [cleaner"));
+    let left = !outcome.swept.stuck.is_empty() || !outcome.uncleaned.is_empty();
     Ok(match outcome.ended {
         Ended::Exited(0) if left => ExitCode::NotRemoved as i32,
         ended => ended.shell_code(),

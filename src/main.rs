@@ -2,13 +2,12 @@
 
 use std::process::exit;
 
-use clap::Parser;
 use isolane::cli::{Cli, Command};
 use isolane::error::{exit_code, one_line};
 use isolane::{commands, report};
 
 fn main() {
-    let done = match Cli::parse().command {
+    let done = match Cli::read().command {
         Command::Run(args) => commands::run(*args),
         Command::Runs { ledger, format } => commands::runs(ledger, format.format),
         Command::Query { sql, ledger, format } => commands::query(&sql, ledger, format.format),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 
+use crate::settings::file;
 use crate::supervisor::Outcome;
 
 /// The most lines that things gone wrong may take each.
@@ -23,6 +24,9 @@ pub fn summary(outcome: &Outcome, ledger: &str) -> Vec<String> {
         lines.push(format!("crashed: {}", outcome.tally.crashed.join(", ")));
     }
     lines.extend(cut(outcome.notices.clone()));
+    lines.extend(outcome.without_cleaner.iter().map(|(kind, n)| {
+        format!("{} of kind {kind} left alone: no [cleaner.{kind}] in {}", plural(*n, "record"), file::NAME)
+    }));
     lines.extend(cut(outcome
         .uncleaned
         .iter()

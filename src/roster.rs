@@ -74,6 +74,7 @@ struct State {
     pytest_reported: bool,
     notices: Vec<String>,
     noticed: HashSet<String>,
+    interrupted: bool,
     /// How many failed tests named a thing that lanes do not separate, and the first of them.
     sharing: BTreeMap<Shared, (usize, String)>,
 }
@@ -205,6 +206,24 @@ impl Roster {
         self.writer.tell(move |db| test::end(db, run, number, outcome.as_deref(), message.as_deref(), at));
     }
 
+    /// The user wants the run to end: who dies of a signal from now on has not crashed.
+    pub fn interrupt(&self) {
+        self.state().interrupted = true;
+    }
+
+    /// How a test came out that was a process of its own.
+    pub fn test_exited(&self, worker: &str, id: &str, how: Ended, at: Timestamp) {
+        let interrupted = self.state().interrupted;
+        let (outcome, message) = match how {
+            Ended::Exited(0) => (Some("passed"), None),
+            Ended::Exited(code) => (Some("failed"), Some(format!("it exited with code {code}"))),
+            Ended::Signalled(_) if interrupted => (None, Some("the run was interrupted".to_owned())),
+            Ended::Signalled(signal) => (Some("crashed"), Some(format!("signal {signal} ended it"))),
+            Ended::Unknown => (None, None),
+        };
+        self.test_ended(worker, id, outcome, message.as_deref(), at);
+    }
+
     /// The worker says that its work is done.
     pub fn said_goodbye(&self, worker: &str) {
         if let Some(member) = self.state().workers.get_mut(worker) {
@@ -223,7 +242,11 @@ impl Roster {
         }
         // xdist ends processes that take their time after their work is done.
         let done = member.said_goodbye && member.open.is_empty();
-        let outcome = if done { WorkerOutcome::Ok } else { WorkerOutcome::Crashed };
+        let outcome = match how {
+            _ if done => WorkerOutcome::Ok,
+            Ended::Signalled(_) if state.interrupted => WorkerOutcome::Killed,
+            _ => WorkerOutcome::Crashed,
+        };
         self.finish(&mut state, worker, outcome, &how_it_died(how), at);
         Some(outcome)
     }
@@ -261,6 +284,7 @@ impl Roster {
             .collect();
         for (name, kind, idle, said_goodbye) in waiting {
             let (outcome, why) = match (kind, how) {
+                (Kind::Command, Ended::Signalled(_)) if state.interrupted => (WorkerOutcome::Killed, how_it_died(how)),
                 (Kind::Command, Ended::Signalled(_)) => (WorkerOutcome::Crashed, how_it_died(how)),
                 (Kind::Command, _) if !idle => (WorkerOutcome::Crashed, how_it_died(how)),
                 (Kind::Command | Kind::Slot, _) if idle => (WorkerOutcome::Ok, String::new()),

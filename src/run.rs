@@ -1,6 +1,7 @@
 //! One run: what all that serves it shares, and what a worker of it finds in its
 //! environment.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use crate::address::Address;
@@ -82,15 +83,20 @@ impl Run {
         set("ISOLANE_PORT_BASE", port_base.to_string());
         let mut names = Vec::new();
         let mut schema = None;
-        // Of two servers the first is meant by PGHOST, {host} and ISOLANE_SCHEMA.
+        let mut given = HashSet::new();
+        // Of two servers the first is meant by PGHOST, {host} and ISOLANE_SCHEMA, and nothing
+        // of the second goes with it: its PGOPTIONS would name a schema that is not there.
         for Access { variables, names: more, schema: its } in
-            self.providers.iter().rev().map(|provider| provider.access(place))
+            self.providers.iter().map(|provider| provider.access(place))
         {
-            for (name, value) in variables {
-                set(&name, value);
+            if variables.iter().all(|(name, _)| !given.contains(name)) {
+                given.extend(variables.iter().map(|(name, _)| name.clone()));
+                for (name, value) in &variables {
+                    set(name, value.clone());
+                }
             }
-            names.splice(0..0, more);
-            schema = Some(its).filter(|its| !its.is_empty()).or(schema);
+            names.extend(more);
+            schema = schema.or(Some(its).filter(|its| !its.is_empty()));
         }
         let schema = schema.unwrap_or_else(|| place.schema(&self.tag));
         set("ISOLANE_SCHEMA", schema.clone());

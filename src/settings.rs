@@ -71,13 +71,22 @@ pub struct Cleaner {
     pub run: String,
 }
 
+/// The command that makes the pristine state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// For `sh -c`.
+    pub command: String,
+    /// Where it runs: beside the file that names it, or where the user is.
+    pub folder: PathBuf,
+}
+
 /// What one source says; what it leaves open, the one below decides.
 #[derive(Clone, Debug, Default)]
 #[expect(missing_docs, reason = "each is the option of its name")]
 pub struct Choices {
     pub database_urls: Vec<String>,
     pub isolation: Option<Isolation>,
-    pub setup: Option<String>,
+    pub setup: Option<Setup>,
     pub workers: Option<u32>,
     pub keep: Option<Keep>,
     pub url_vars: Vec<String>,
@@ -124,7 +133,7 @@ pub struct UrlVariable {
 #[expect(missing_docs, reason = "each is the option of its name, decided")]
 pub struct Settings {
     pub isolation: Isolation,
-    pub setup: Option<String>,
+    pub setup: Option<Setup>,
     pub workers: u32,
     pub keep: Keep,
     pub runner: Option<Runner>,
@@ -174,7 +183,7 @@ impl Settings {
         let (url_variables, embedded) = url_variables(&flag_urls, &file_urls, &all.url_vars, &variables, cwd)?;
         Ok(Self {
             isolation: all.isolation.unwrap_or_default(),
-            setup: all.setup,
+            setup: all.setup.map(|setup| Setup { folder: cwd.join(setup.folder), ..setup }),
             workers: all.workers.unwrap_or(1),
             keep: all.keep.unwrap_or_default(),
             runner: all.runner,

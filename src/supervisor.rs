@@ -10,9 +10,11 @@ pub use command::resolve;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 
@@ -26,7 +28,7 @@ use crate::ledger::run::RunState;
 use crate::ledger::{self, Durability};
 use crate::os::process::{self, Ended};
 use crate::os::signal::Signals;
-use crate::provider::ResourceKind;
+use crate::provider::{Directories, ResourceKind};
 use crate::roster::{Roster, Tally};
 use crate::run::Run;
 use crate::runner::Recognised;
@@ -51,8 +53,10 @@ pub struct Outcome {
     pub swept: SweepReport,
     /// How many things were left on the user's wish.
     pub kept: usize,
-    /// Records without a cleaner, and those whose cleaner failed with why.
+    /// Records whose cleaner failed, with why.
     pub uncleaned: Vec<(String, String)>,
+    /// How many records there are of each kind that has no cleaner.
+    pub without_cleaner: BTreeMap<String, usize>,
     /// Time that isolane itself took while neither the command nor its setup was running.
     pub own_time: Duration,
     /// Time that the setup command took.
@@ -74,7 +78,10 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     // Before any thread is there, because threads inherit what is blocked.
     let signals = Signals::listen()?;
     process::become_subreaper()?;
-    let started = start::start(settings, command, recognised)?;
+    let started = start::start(settings, command, recognised).map_err(|error| match signals.read() {
+        Ok(Some(arrival)) => came_early(arrival.signal),
+        _ => error,
+    })?;
     let run = Arc::clone(&started.run);
     let roster = Arc::new(Roster::new(run.key, run.writer.clone(), run.secrets.clone()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
@@ -126,17 +133,20 @@ async fn serve(
     let signals = unsafe { AsyncFd::register(signals) }?;
     let mut commands = Commands::prepare(run, keeper, program, command, recognised, &started.shims).await?;
     if let Some(arrival) = signals.get_ref().read()? {
-        let message = format!("{} came before the command was started; nothing is left", arrival.signal);
-        return Err(Stop::with(128 + arrival.signal as i32, message));
+        return Err(came_early(arrival.signal));
     }
     let began = Instant::now();
     commands.spawn(roster)?;
-    let ended = commands.wait(&signals).await?;
+    let ended = commands.wait(&signals, roster).await?;
     // What shims wrote with their last breath is read before the door closes.
     tokio::time::sleep(Duration::from_millis(1)).await;
     stories.told().await;
     door.abort();
     Ok(Served { ended, began, asked: commands.asked() })
+}
+
+fn came_early(signal: Signal) -> anyhow::Error {
+    Stop::with(128 + signal as i32, format!("{signal} came before the command was started; nothing is left"))
 }
 
 fn home(
@@ -156,7 +166,7 @@ fn home(
         Keep::Failed => failed,
         Keep::Always => true,
     };
-    let uncleaned = clean_records(&run, roster, keep);
+    let (uncleaned, without_cleaner) = clean_records(&run, roster, keep);
     let mut kept = 0;
     if keep {
         for item in run.inventory.owed() {
@@ -171,6 +181,8 @@ fn home(
     let state = match served.ended {
         Ended::Exited(0) => RunState::Passed,
         Ended::Exited(_) => RunState::Failed,
+        // The user's own wish is no crash.
+        Ended::Signalled(_) if served.asked > 0 => RunState::Failed,
         Ended::Signalled(_) | Ended::Unknown => RunState::Crashed,
     };
     let (key, code) = (run.key, served.ended.shell_code());
@@ -186,6 +198,7 @@ fn home(
         swept,
         kept,
         uncleaned,
+        without_cleaner,
         own_time: (served.began - began).saturating_sub(started.setup_time) + back.elapsed(),
         setup_time: started.setup_time,
         test_word: if recognised.runner == Runner::CargoTest { "test binary" } else { "test" },
@@ -202,13 +215,24 @@ fn summaries(run: &Run) -> Vec<String> {
     if run.settings.isolation == Isolation::None && !run.settings.embedded {
         return vec!["no isolation of the database, as asked: workers shared yours".to_owned()];
     }
-    run.providers.iter().filter(|provider| provider.id() != "local").map(|provider| provider.summary()).collect()
+    let databases = run.providers.iter().filter(|provider| provider.id() != Directories::ID);
+    let mut lines: Vec<_> = databases.map(|provider| provider.summary()).collect();
+    if run.settings.embedded {
+        // Whoever has a database after all must see that isolane has not found it.
+        let names: Vec<_> = run.settings.url_variables.iter().map(|variable| variable.name.as_str()).collect();
+        let names = names.join(", ");
+        for line in &mut lines {
+            let _ = write!(line, ", because no database is named ({names} is not set)");
+        }
+    }
+    lines
 }
 
 /// Runs the cleaner of every record, newest first; what could not be cleaned comes back
-/// with why.
-fn clean_records(run: &Run, roster: &Roster, keep: bool) -> Vec<(String, String)> {
+/// with why, and beside it how many have no cleaner.
+fn clean_records(run: &Run, roster: &Roster, keep: bool) -> (Vec<(String, String)>, BTreeMap<String, usize>) {
     let mut uncleaned = Vec::new();
+    let mut without_cleaner = BTreeMap::new();
     for registered in roster.records().into_iter().rev() {
         let name = format!("{} {}", registered.kind, registered.name);
         let state = if keep {
@@ -222,12 +246,12 @@ fn clean_records(run: &Run, roster: &Roster, keep: bool) -> Vec<(String, String)
                 }
             }
         } else {
-            uncleaned.push((name, format!("no [cleaner.{}] in {}", registered.kind, crate::settings::file::NAME)));
+            *without_cleaner.entry(registered.kind).or_default() += 1;
             continue;
         };
         run.writer.tell(move |db| record::ended(db, registered.key, state));
     }
-    uncleaned
+    (uncleaned, without_cleaner)
 }
 
 /// Counts who spoke against who should have: an injection that was lost must not pass

@@ -102,16 +102,14 @@ impl Postgres {
                 Some(why) => (Self::schemas(&server, address, &facts, &names, root)?, why),
             },
         };
-        let reason = match &separation {
-            Separation::Schema(schemas) if !schemas.has_roles() => format!(
-                "{reason}; nor roles, so lanes share the login `{}` and the search path is in the address and PGOPTIONS",
-                address.user()
-            ),
+        let caveat = match &separation {
+            Separation::Schema(schemas) => schemas.caveat(),
             Separation::Database(Databases { dump_because: Some(why), .. }) if !has_setup => {
-                format!("{reason}; copied by pg_dump, because {why}")
+                Some(format!("copied by pg_dump, because {why}"))
             }
-            _ => reason,
+            Separation::Database(_) => None,
         };
+        let reason = caveat.map_or(reason.clone(), |caveat| format!("{reason}; {caveat}"));
         Ok(Self { server, address: address.clone(), names, facts, separation, reason, has_setup })
     }
 
@@ -164,12 +162,12 @@ impl Site for Postgres {
 impl Provider for Postgres {
     fn summary(&self) -> String {
         let what = match &self.separation {
-            Separation::Database(_) if self.has_setup => "a database for each lane, as --setup made it",
             Separation::Database(_) => "a database for each lane",
             Separation::Schema(schemas) if schemas.has_roles() => "a schema and a role for each lane",
             Separation::Schema(_) => "a schema for each lane",
         };
-        format!("PostgreSQL {}, {what} ({})", self.facts.version_text, self.reason)
+        let made = if self.has_setup { ", as --setup made it" } else { "" };
+        format!("PostgreSQL {}, {what}{made} ({})", self.facts.version_text, self.reason)
     }
 
     fn needs_template(&self) -> bool {

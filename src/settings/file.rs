@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::env_template::EnvTemplate;
-use super::{Choices, Cleaner};
+use super::{Choices, Cleaner, Setup};
 
 /// The name of the file.
 pub const NAME: &str = "isolane.toml";
@@ -31,7 +31,8 @@ pub fn read(path: &Path) -> Result<Choices, String> {
     Ok(Choices {
         database_urls: strings(&table, "database-url")?,
         isolation: choice(&table, "isolation")?,
-        setup: string(&table, "setup")?,
+        // So does what it names.
+        setup: string(&table, "setup")?.map(|command| Setup { command, folder: folder.to_owned() }),
         workers: match table.get("workers") {
             None => None,
             Some(value) => Some(

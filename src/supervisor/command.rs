@@ -26,7 +26,7 @@ use crate::roster::{Kind, Roster};
 use crate::run::{Environment, Run};
 use crate::runner::{Recognised, Shims};
 use crate::secret::mask;
-use crate::settings::{Cleaner, Runner, Settings};
+use crate::settings::{Cleaner, Runner, Settings, Setup};
 
 /// How long a command may take to end by itself after a second signal.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
@@ -48,10 +48,11 @@ pub fn resolve(program: &OsStr, settings: &Settings) -> anyhow::Result<PathBuf> 
 }
 
 /// Runs the setup command in the template, once.
-pub fn set_up(setup: &str, run: &Run) -> anyhow::Result<()> {
+pub fn set_up(setup: &Setup, run: &Run) -> anyhow::Result<()> {
     let ports = PortBlock::reserve(0).context("no block of free ports is left on this machine")?;
     let output = process::command("sh")
-        .args(["-c", setup])
+        .args(["-c", &setup.command])
+        .current_dir(&setup.folder)
         .envs(run.worker_environment(Place::Template, "setup", ports.base()))
         .env_remove("ISOLANE_SOCKET")
         .stdin(Stdio::null())
@@ -64,7 +65,7 @@ pub fn set_up(setup: &str, run: &Run) -> anyhow::Result<()> {
     let text = [output.stdout, output.stderr].concat();
     let text = mask(String::from_utf8_lossy(&text).trim_end(), &run.secrets);
     let _ = writeln!(std::io::stderr().lock(), "{text}");
-    bail!(Stop::not_started(format!("the setup command failed ({}): {setup}", describe(output.status))))
+    bail!(Stop::not_started(format!("the setup command failed ({}): {}", describe(output.status), setup.command)))
 }
 
 /// Runs the cleaner of one record.
@@ -186,7 +187,7 @@ impl Commands {
     /// Waits for all copies; the first end that was no success is the one that counts.
     /// The first signal goes on to the command; the second stops everything; the third ends
     /// the supervisor itself.
-    pub async fn wait(&mut self, signals: &AsyncFd<Signals>) -> anyhow::Result<Ended> {
+    pub async fn wait(&mut self, signals: &AsyncFd<Signals>, roster: &Roster) -> anyhow::Result<Ended> {
         let mut result = Ended::Exited(0);
         while !self.children.is_empty() {
             tokio::select! {
@@ -201,6 +202,7 @@ impl Commands {
                     let mut guard = guard?;
                     while let Some(arrival) = signals.get_ref().read()? {
                         self.asked += 1;
+                        roster.interrupt();
                         if self.asked > 2 {
                             leave(arrival.signal);
                         } else if self.asked > 1 {

@@ -37,7 +37,9 @@ fn an_unknown_option_is_answered_with_the_nearest_one() {
         assert!(outcome.err().contains(given.split(' ').nth(1).expect("two words")), "{}", outcome.all());
     }
     lab.isolane("run").run().assert_code(2);
-    lab.isolane("no-such-command").run().assert_code(2);
+    lab.isolane("pytest -n 4").run().assert_code(2);
+    let forgotten = lab.program("isolane").arg_all(["pytest", "-q"]).run().assert_code(2);
+    assert!(forgotten.err().contains("isolane run -- pytest -q"), "{}", forgotten.all());
     lab.isolane("").run().assert_code(2);
     assert!(!lab.path("started").exists() && !lab.path(".isolane").exists());
 }
@@ -120,6 +122,8 @@ fn a_login_that_is_refused_and_a_database_that_is_not_there_are_named() {
     assert!(!outcome.err().contains("pw-wrong"), "{}", outcome.all());
     let nobody = database.url().replace(&database.login, "nobody_here");
     refused(&lab, touch(&lab, "").env("DATABASE_URL", nobody), 125, &["nobody_here"]);
+    let silent = database.url().replace(&format!(":{}@", database.password), "@");
+    refused(&lab, touch(&lab, "").env("DATABASE_URL", silent), 125, &["asks for the password of", "PGPASSWORD"]);
     let missing = database.url().replace(&format!("/{}", database.name), "/not_there");
     refused(&lab, touch(&lab, "").env("DATABASE_URL", missing), 125, &["not_there"]);
     assert_eq!(server.snapshot(), before);

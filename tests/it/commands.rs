@@ -137,6 +137,7 @@ fn record_registers_an_outside_thing_and_its_cleaner_removes_it() {
     let script =
         "isolane record bucket photos-$WORKER_ID && isolane record bucket \"it's; here\" && isolane record other 1";
     let outcome = lab.sh("-n 2", script).run().assert_code(0);
+    let outcome = outcome.assert_says("2 records of kind other left alone").assert_says("nothing is left");
     let cleaned = lab.read("cleaned");
     for key in ["photos-w0", "photos-w1", "it's; here"] {
         assert!(cleaned.lines().any(|line| line == format!("gone {key}")), "{cleaned}{}", outcome.all());
@@ -161,6 +162,16 @@ fn record_knows_the_test_that_made_the_thing() {
     );
     lab.pytest("-n 2").run().assert_code(0);
     assert_eq!(lab.column("SELECT test_id FROM records"), ["test_makes.py::test_makes"]);
+}
+
+#[test]
+fn setup_in_the_file_runs_beside_the_file() {
+    let lab = Lab::new();
+    lab.file("isolane.toml", "setup = \"pwd >where\"\n").file("deep/er/x", "");
+    lab.wrap("", "true").within(&lab.path("deep/er")).run().assert_code(0);
+    assert_eq!(lab.read("where").trim(), lab.dir().to_str().expect("text"));
+    lab.isolane("run --setup").arg("pwd >here").arg_all(["--", "true"]).within(&lab.path("deep")).run().assert_code(0);
+    assert!(lab.path("deep/here").exists());
 }
 
 #[test]

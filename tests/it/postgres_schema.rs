@@ -112,6 +112,33 @@ fn a_login_that_may_create_no_roles_gets_its_path_by_options_and_is_told_so() {
 }
 
 #[test]
+fn what_extensions_made_beside_the_tables_is_named() {
+    let server = Server::own();
+    let database = server.database("CREATEROLE");
+    server.sql(&database.name, "CREATE EXTENSION citext SCHEMA public");
+    let lab = Lab::on(&database);
+    let outcome = lab.wrap("--isolation schema", "true").run().assert_code(0);
+    outcome.assert_says("what citext made in public is outside of a lane's search path");
+}
+
+#[test]
+fn two_databases_may_be_separated_in_two_ways() {
+    let (one, other) = (shop("CREATEROLE"), Server::shared().database("CREATEDB"));
+    other.sql("CREATE TABLE parts (id int)");
+    let lab = Lab::on(&one).with("OTHER_URL", other.url());
+    let script = "psql -XAtqc 'SELECT count(*) FROM parts' \"$OTHER_URL\" && psql -XAtqc 'SELECT current_schema()'";
+    let options = "--url-var DATABASE_URL --url-var OTHER_URL";
+    let outcome = lab.sh(options, script).run().assert_code(0);
+    assert_eq!(outcome.out().lines().collect::<Vec<_>>(), ["0", &format!("isolane_{}_w0", lab.tag())]);
+    let swapped = Lab::on(&other).with("OTHER_URL", one.url());
+    let script = "psql -XAtqc 'SELECT current_database() || current_schema()'";
+    let outcome = swapped.sh(options, script).run().assert_code(0);
+    assert_eq!(outcome.out().trim_end(), format!("isolane_{}_w0public", swapped.tag()));
+    one.assert_nothing_left(&lab);
+    other.assert_nothing_left(&swapped);
+}
+
+#[test]
 fn options_that_the_user_has_already_stay() {
     let database = shop("");
     let lab = Lab::new().with("DATABASE_URL", database.url_with("postgresql", "?options=-c%20statement_timeout%3D77s"));

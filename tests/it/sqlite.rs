@@ -26,7 +26,7 @@ fn with_users(lab: &Lab, path: &str) -> Vec<u8> {
 /// What the only copy found under its variable.
 #[track_caller]
 fn url_in_lane(lab: &Lab, url: &str) -> String {
-    lab.wrap("", "python witness.py").env("DATABASE_URL", url).run().assert_code(0);
+    lab.wrap("", "python witness.py").env("DATABASE_URL", url).run().assert_code(0).assert_does_not_say("is not set");
     lab.seen().get("w0", "DATABASE_URL").to_owned()
 }
 
@@ -160,4 +160,11 @@ fn two_kinds_of_servers_in_one_run_are_both_isolated() {
     assert!(seen.all("DATABASE_URL").iter().all(|url| url.starts_with("postgresql://")));
     assert_eq!(std::fs::read(lab.path("lite.db")).expect("the file"), before);
     database.assert_nothing_left(&lab);
+}
+
+#[test]
+fn a_database_that_was_not_found_is_named() {
+    let lab = Lab::new();
+    lab.wrap("", "true").run().assert_code(0).assert_says("(DATABASE_URL is not set)");
+    lab.wrap("--url-var SHOP_DB", "true").run().assert_code(0).assert_says("SHOP_DB").assert_says("is not set)");
 }

@@ -64,7 +64,17 @@ fn one_ctrl_c_ends_nextest_its_own_way() {
     terminal.press_ctrl_c();
     let screen = assert_ends(terminal, 100);
     assert!(!screen.contains("second signal"), "the signal came once\n{screen}");
+    assert_eq!(lab.column("SELECT DISTINCT outcome IS NULL FROM tests"), ["1"], "interrupted and not crashed");
+    assert_eq!(lab.value("SELECT state FROM runs"), "failed");
     lab.assert_nothing_left();
+
+    // A command that Ctrl-C kills.
+    let mut terminal = lab.sh("-n 2", ": >$SEEN/$WORKER_ID; exec sleep 600").start_on_terminal();
+    wait_for(&lab, &["w0", "w1"]);
+    terminal.press_ctrl_c();
+    let screen = assert_ends(terminal, 130);
+    assert!(!screen.contains("crashed"), "{screen}");
+    assert_eq!(lab.column("SELECT outcome FROM workers WHERE worker_id LIKE 'w%'"), ["killed", "killed"]);
 }
 
 #[test]
@@ -162,6 +172,6 @@ fn ctrl_c_during_setup_leaves_nothing() {
     wait_for(&lab, &["setup"]);
     terminal.press_ctrl_c();
     let (status, screen) = terminal.finish();
-    assert!(status.code() != Some(0), "{status}\n{screen}");
+    assert_eq!(status.code(), Some(130), "{screen}");
     database.assert_nothing_left(&lab);
 }

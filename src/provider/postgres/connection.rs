@@ -61,6 +61,10 @@ fn why_not(error: &postgres::Error, config: &Config) -> String {
             )
         }
         Some(_) => format!("the PostgreSQL server at {server} refuses the connection: {}", text(error)),
+        // The driver's own words, for a server that asks when there is nothing to answer.
+        None if text(error) == "password missing" => format!(
+            "the PostgreSQL server at {server} asks for the password of {user}; put it into the address, PGPASSWORD or ~/.pgpass"
+        ),
         None => {
             format!("cannot reach the PostgreSQL server at {server} ({}); start it or correct the address", text(error))
         }

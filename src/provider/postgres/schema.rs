@@ -41,6 +41,7 @@ struct Source {
     is_empty: bool,
     /// Members of extensions in it: they exist once for all lanes.
     shared: Vec<String>,
+    extensions: Vec<String>,
 }
 
 const SOURCE: &str = "
@@ -55,7 +56,8 @@ SELECT quote_ident(current_schema()) AS schema,
                      UNION ALL SELECT 'pg_opclass'::regclass, oid, opcname FROM pg_opclass WHERE opcnamespace = n.oid
                      UNION ALL SELECT 'pg_operator'::regclass, oid, oprname FROM pg_operator WHERE oprnamespace = n.oid) o
                  ON d.classid = o.class AND d.objid = o.oid
-              WHERE d.deptype = 'e')::text[] AS shared
+              WHERE d.deptype = 'e')::text[] AS shared,
+       ARRAY(SELECT extname FROM pg_extension WHERE extnamespace = n.oid ORDER BY 1)::text[] AS extensions
   FROM pg_namespace n WHERE n.nspname = current_schema()";
 
 impl Schemas {
@@ -72,7 +74,12 @@ impl Schemas {
             .with(|client| client.query_opt(SOURCE, &[]))
             .map_err(readable)?
             .context("the login's search path names no schema that exists")?;
-        let source = Source { schema: row.get("schema"), is_empty: row.get("is_empty"), shared: row.get("shared") };
+        let source = Source {
+            schema: row.get("schema"),
+            is_empty: row.get("is_empty"),
+            shared: row.get("shared"),
+            extensions: row.get("extensions"),
+        };
         let dump_file = root.join(format!("template{}.sql", names.suffix));
         Ok(Self {
             server,
@@ -89,6 +96,21 @@ impl Schemas {
     /// Whether each lane has a login role of its own.
     pub fn has_roles(&self) -> bool {
         self.has_roles
+    }
+
+    /// What the user should know of lanes like these; `None` where there is nothing.
+    pub fn caveat(&self) -> Option<String> {
+        let login = (!self.has_roles).then(|| {
+            format!(
+                "the role {} may not create roles, so lanes share it, and the search path is in the address and PGOPTIONS",
+                self.address.user()
+            )
+        });
+        let Source { schema, extensions, .. } = &self.source;
+        let extensions = (!extensions.is_empty())
+            .then(|| format!("what {} made in {schema} is outside of a lane's search path", extensions.join(", ")));
+        let caveats: Vec<_> = login.into_iter().chain(extensions).collect();
+        (!caveats.is_empty()).then(|| caveats.join("; "))
     }
 
     /// Whether there is anything to copy into a lane.
