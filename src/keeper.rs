@@ -195,8 +195,8 @@ impl Keeper {
     async fn make(self: &Arc<Self>, lane: Lane) -> anyhow::Result<()> {
         let turn = self.turns.acquire().await.context("the keeper is there as long as its run")?;
         let keeper = Arc::clone(self);
-        let made =
-            tokio::task::spawn_blocking(move || keeper.make_now(lane)).await.context("making a lane broke off")?;
+        let made = tokio::task::spawn_blocking(move || keeper.make_now(lane)).await;
+        let made = made.unwrap_or_else(|panicked| Err(anyhow!("making a lane broke off: {panicked}")));
         drop(turn);
         {
             let mut state = self.state();

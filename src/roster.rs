@@ -236,16 +236,17 @@ impl Roster {
     /// at the first word only.
     pub fn left(&self, worker: &str, how: Ended, at: Timestamp) -> Option<WorkerOutcome> {
         let mut state = self.state();
+        let interrupted = state.interrupted;
         let member = state.workers.entry(worker.to_owned()).or_default();
         if member.outcome.is_some() {
             return None;
         }
         // xdist ends processes that take their time after their work is done.
         let done = member.said_goodbye && member.open.is_empty();
-        let outcome = match how {
-            _ if done => WorkerOutcome::Ok,
-            Ended::Signalled(_) if state.interrupted => WorkerOutcome::Killed,
-            _ => WorkerOutcome::Crashed,
+        let outcome = match (done, interrupted) {
+            (true, _) => WorkerOutcome::Ok,
+            (false, true) => WorkerOutcome::Killed,
+            (false, false) => WorkerOutcome::Crashed,
         };
         self.finish(&mut state, worker, outcome, &how_it_died(how), at);
         Some(outcome)

@@ -176,7 +176,8 @@ fn home(
     }
     let swept = sweep(&run.inventory, &run.sites(), Scope::Run);
     let tally = roster.tally();
-    let mut notices = tally.notices.clone();
+    let mut notices = started.notices.clone();
+    notices.extend(tally.notices.iter().cloned());
     notices.extend(missing_reports(&tally, served.ended, command, recognised));
     let state = match served.ended {
         Ended::Exited(0) => RunState::Passed,

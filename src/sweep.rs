@@ -1,5 +1,9 @@
 //! Sweeping: undoing what is owed. This is the one place that removes anything.
 
+mod dead;
+
+pub use dead::{Manner, Swept, lock_path, sweep_dead_runs, sweep_run};
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -25,6 +29,8 @@ pub struct SweepReport {
 pub enum Scope {
     /// Everything the run owes.
     Run,
+    /// What it owes at the sites at hand.
+    Sites,
     /// One place of it.
     Place(Place),
 }
@@ -35,7 +41,12 @@ pub enum Scope {
 pub fn sweep(inventory: &Inventory, sites: &[&dyn Site], scope: Scope) -> SweepReport {
     let mut places: BTreeMap<Place, Vec<Item>> = BTreeMap::new();
     for item in inventory.owed() {
-        if scope == Scope::Run || scope == Scope::Place(item.resource.place) {
+        let within = match scope {
+            Scope::Run => true,
+            Scope::Sites => sites.iter().any(|site| site.id() == item.resource.provider),
+            Scope::Place(place) => item.resource.place == place,
+        };
+        if within {
             places.entry(item.resource.place).or_default().push(item);
         }
     }

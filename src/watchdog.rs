@@ -19,16 +19,10 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::address::{Address, LaneTarget, Variables};
-use crate::clock::Timestamp;
-use crate::inventory::Inventory;
-use crate::ledger::resource::ResourceEvent;
-use crate::ledger::run::RunState;
-use crate::ledger::{self, Durability, Writer, resource};
-use crate::name::{RunId, Tag};
+use crate::name::RunId;
 use crate::os::lock::RunLock;
-use crate::os::{marked, process};
-use crate::provider::{Directories, Server, Site, SqliteFiles};
-use crate::sweep::{Scope, SweepReport, sweep};
+use crate::os::process;
+use crate::sweep::{Manner, sweep_run};
 
 /// What the watchdog says when it is ready.
 const ARMED: &str = "armed\n";
@@ -36,8 +30,6 @@ const ARMED: &str = "armed\n";
 const GOODBYE: &str = "goodbye\n";
 /// How often a sweep is tried: a server may just be starting again.
 const TRIES: u32 = 5;
-/// How long it waits between two.
-const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 /// How long the supervisor waits for the watchdog to leave, after a goodbye.
 const LEAVING: Duration = Duration::from_secs(1);
 
@@ -115,79 +107,12 @@ pub fn guard(ledger: &Path, lock: &Path, run: RunId) -> anyhow::Result<()> {
     let mut last_words = String::new();
     line.read_to_string(&mut last_words)?;
     if last_words != GOODBYE {
-        undo(ledger, run, &charge)?;
+        let variables: Variables = std::env::vars().collect();
+        let here = std::env::current_dir().unwrap_or_default();
+        let addresses: Vec<_> =
+            charge.addresses.iter().filter_map(|text| Address::parse(text, &variables, &here).ok()).collect();
+        sweep_run(ledger, run, &addresses, Manner { keep: charge.keep, tries: TRIES })?;
         lock.remove();
     }
     Ok(())
-}
-
-fn undo(ledger: &Path, run: RunId, charge: &Charge) -> anyhow::Result<()> {
-    marked::kill("ISOLANE_RUN_ID", &run.to_string());
-    let db = ledger::open(ledger)?;
-    let Some(key) = ledger::run::find_running(&db, run)? else { return Ok(()) };
-    let owed = resource::owed(&db, key)?;
-    let (writer, thread) = Writer::start(db);
-    let inventory = Inventory::recall(writer.clone(), key, owed);
-    let state = if charge.keep {
-        for item in inventory.owed() {
-            inventory.happened(&item.resource, ResourceEvent::Keep, None);
-        }
-        RunState::Crashed
-    } else if remove(&inventory, &run.tag(), charge).stuck.is_empty() {
-        RunState::Swept
-    } else {
-        RunState::Crashed
-    };
-    writer.commit(Durability::Process, move |db| ledger::run::end(db, key, None, state, Timestamp::now()))?;
-    writer.close();
-    let _ = thread.join();
-    Ok(())
-}
-
-fn remove(inventory: &Inventory, tag: &Tag, charge: &Charge) -> SweepReport {
-    let mut report = SweepReport::default();
-    for attempt in 0..TRIES {
-        if attempt > 0 {
-            std::thread::sleep(BETWEEN_TRIES);
-        }
-        let sites = sites(inventory, tag, &charge.addresses);
-        let sites: Vec<&dyn Site> = sites.iter().map(|site| &**site).collect();
-        for site in &sites {
-            // If this fails, so does what follows, and says so.
-            let _ = site.take_over(tag);
-        }
-        report = sweep(inventory, &sites, Scope::Run);
-        if report.stuck.is_empty() {
-            break;
-        }
-    }
-    report
-}
-
-/// Where the things are that are owed.
-fn sites(inventory: &Inventory, tag: &Tag, addresses: &[String]) -> Vec<Box<dyn Site>> {
-    let mut ids: Vec<String> = inventory.owed().into_iter().map(|item| item.resource.provider).collect();
-    ids.sort();
-    ids.dedup();
-    let variables: Variables = std::env::vars().collect();
-    let here = std::env::current_dir().unwrap_or_default();
-    let servers = addresses.iter().filter_map(|text| match Address::parse(text, &variables, &here).ok()? {
-        Address::Postgres(postgres) => Server::new(&postgres, tag).ok(),
-        Address::Sqlite(_) | Address::InMemory(_) => None,
-    });
-    let mut sites: Vec<Box<dyn Site>> = Vec::new();
-    for server in servers {
-        // Two addresses may be one server's.
-        if ids.iter().any(|id| id == server.id()) && sites.iter().all(|site| site.id() != server.id()) {
-            sites.push(Box::new(server));
-        }
-    }
-    for id in ids {
-        if id == Directories::ID {
-            sites.push(Box::new(Directories::new(std::path::PathBuf::new(), tag.clone())));
-        } else if id.starts_with(SqliteFiles::SCHEME) {
-            sites.push(Box::new(SqliteFiles::new(id)));
-        }
-    }
-    sites
 }

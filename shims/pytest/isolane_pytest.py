@@ -11,13 +11,17 @@ without a lane is an error, because it would work in somebody else's.
 
 import json
 import os
-import socket
-import time
+
+# By name: a test may replace what is in these modules.
+from socket import AF_UNIX, SHUT_WR, SOCK_STREAM, socket
+from time import time
 from urllib.parse import quote
 
 import pytest
 
 MODULE = "isolane_pytest"
+# In characters; the ledger keeps no more.
+MESSAGE_LENGTH = 4000
 SOCKET = os.environ.get("ISOLANE_SOCKET")
 WORKER = os.environ.get("WORKER_ID", "master")
 WORKER_JSON = json.dumps(WORKER)
@@ -63,7 +67,7 @@ TAKEN = _leave_no_trace() if SOCKET else {}
 
 
 def _connect():
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection = socket(AF_UNIX, SOCK_STREAM)
     connection.connect(SOCKET)
     return connection
 
@@ -121,7 +125,7 @@ class _Story:
         self.send()
         if self.connection is not None and not self.lost:
             try:
-                self.connection.shutdown(socket.SHUT_WR)
+                self.connection.shutdown(SHUT_WR)
                 self.connection.settimeout(10)
                 while self.connection.recv(4096):
                     pass
@@ -223,22 +227,23 @@ class Plugin:
     # Written out by hand: these two are all that a test costs.
 
     def begin(self, test):
-        self.test = json.dumps(test)
-        self.outcomes = {"rank": -1, "outcome": "passed", "message": None}
+        self.test = json.dumps(_readable(test))
+        # Without a report, as when Ctrl-C ends it, nobody can tell how it came out.
+        self.outcomes = {"rank": -1, "outcome": None, "message": None}
         self.story.pending.append(
-            '{"event":"begin","worker":%s,"test":%s,"at":%.3f}' % (WORKER_JSON, self.test, time.time())
+            '{"event":"begin","worker":%s,"test":%s,"at":%.3f}' % (WORKER_JSON, self.test, time())
         )
 
     def end(self):
         message = self.outcomes["message"]
         self.story.pending.append(
-            '{"event":"end","worker":%s,"test":%s,"outcome":"%s","message":%s,"at":%.3f}'
+            '{"event":"end","worker":%s,"test":%s,"outcome":%s,"message":%s,"at":%.3f}'
             % (
                 WORKER_JSON,
                 self.test,
-                self.outcomes["outcome"],
+                json.dumps(self.outcomes["outcome"]),
                 "null" if message is None else json.dumps(message),
-                time.time(),
+                time(),
             )
         )
 
@@ -289,14 +294,21 @@ def _outcome(report):
         return (2, "xfailed") if expected else (1, "skipped")
     if report.when == "call":
         return (1, "xpassed") if expected else (0, "passed")
-    return (-1, "passed") if report.when == "setup" else None
+    return None
 
 
 def _message(report):
     if report.outcome not in ("failed", "rerun"):
         return None
     crash = getattr(report.longrepr, "reprcrash", None)
-    return crash.message if crash is not None else str(report.longrepr)
+    message = crash.message if crash is not None else str(report.longrepr)
+    return _readable(message[:MESSAGE_LENGTH])
+
+
+def _readable(text):
+    """The text with a question mark for what is no character, such as a byte of a file's
+    name that `os.fsdecode` had to carry along."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 _plugin = None

@@ -37,7 +37,8 @@ pub enum Event {
     End {
         worker: String,
         test: String,
-        outcome: String,
+        /// Nothing where nobody can tell.
+        outcome: Option<String>,
         message: Option<String>,
         at: Option<f64>,
     },
@@ -93,7 +94,7 @@ impl Event {
             }
             Self::Begin { worker, test, attempt, at } => roster.test_began(&worker, &test, attempt, time(at)),
             Self::End { worker, test, outcome, message, at } => {
-                roster.test_ended(&worker, &test, Some(&outcome), message.as_deref(), time(at));
+                roster.test_ended(&worker, &test, outcome.as_deref(), message.as_deref(), time(at));
             }
             Self::Goodbye { worker } => roster.said_goodbye(&worker),
             // Its lane is taken at once, before its controller asks for another; how it ended,

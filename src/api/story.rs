@@ -89,6 +89,23 @@ fn connection(upgraded: Upgraded) -> Option<impl Read + Send> {
     Some(Cursor::new(parts.read_buf).chain(socket))
 }
 
+/// Reads on to the end of a line that is too long to be kept.
+fn skip_line(story: &mut impl BufRead) -> std::io::Result<()> {
+    loop {
+        let (end, read) = {
+            let bytes = story.fill_buf()?;
+            match bytes.iter().position(|byte| *byte == b'\n') {
+                Some(at) => (true, at + 1),
+                None => (bytes.is_empty(), bytes.len()),
+            }
+        };
+        story.consume(read);
+        if end {
+            return Ok(());
+        }
+    }
+}
+
 fn listen(connection: impl Read, api: &Arc<Api>, pid: Option<i32>) {
     // Dropped when the story has ended, however it does.
     let (_telling, told) = watch::channel(());
@@ -106,7 +123,9 @@ fn listen(connection: impl Read, api: &Arc<Api>, pid: Option<i32>) {
             }
             Err(error) => {
                 api.roster.notice(&format!("a shim's report could not be read and was left out: {error}"));
-                break;
+                if line.last() != Some(&b'\n') && skip_line(&mut story).is_err() {
+                    break;
+                }
             }
         }
         line.clear();

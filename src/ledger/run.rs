@@ -1,6 +1,6 @@
 //! Runs in the ledger.
 
-use rusqlite::{Connection, OptionalExtension, Result, params};
+use rusqlite::{Connection, Result, params};
 
 use crate::clock::Timestamp;
 use crate::name::RunId;
@@ -84,10 +84,29 @@ pub fn end(db: &Connection, run: RunKey, exit_code: Option<i32>, state: RunState
     Ok(())
 }
 
-/// The run of this id, if it has not ended.
-pub fn find_running(db: &Connection, id: RunId) -> Result<Option<RunKey>> {
-    let sql = "SELECT run FROM run WHERE run_id = ? AND state = 'running'";
-    db.query_row(sql, [id.to_string()], |row| row.get(0).map(RunKey)).optional()
+/// A run that has not ended, or that owes something still.
+#[derive(Clone, Debug)]
+pub struct OpenRun {
+    /// Its number.
+    pub key: RunKey,
+    /// Its id.
+    pub id: RunId,
+    /// The machine that it is on.
+    pub host: String,
+}
+
+/// All runs that have not ended or owe something still, oldest first.
+pub fn open(db: &Connection) -> Result<Vec<OpenRun>> {
+    let sql = "SELECT run, run_id, host FROM run
+                WHERE run IN (SELECT run FROM run WHERE state = 'running'
+                              UNION SELECT run FROM resource WHERE state IN ('planned', 'created', 'stuck'))
+                ORDER BY run";
+    let mut statement = db.prepare(sql)?;
+    let rows = statement.query_map([], |row| {
+        let id: String = row.get("run_id")?;
+        Ok(RunId::parse(&id).map(|id| Ok(OpenRun { key: RunKey(row.get("run")?), id, host: row.get("host")? })))
+    })?;
+    rows.filter_map(Result::transpose).map(|row| row.and_then(|row| row)).collect()
 }
 
 /// Takes a run back that could not be started.

@@ -14,6 +14,8 @@ CREATE TABLE run (
     state TEXT NOT NULL CHECK (state IN ('running', 'passed', 'failed', 'crashed', 'swept'))
 );
 
+CREATE INDEX run_running ON run (run) WHERE state = 'running';
+
 CREATE TABLE worker (
     worker INTEGER PRIMARY KEY,
     run INTEGER NOT NULL REFERENCES run,
@@ -56,6 +58,7 @@ CREATE TABLE resource (
     error TEXT
 );
 CREATE INDEX resource_of_run ON resource (run);
+CREATE INDEX resource_owed ON resource (run) WHERE state IN ('planned', 'created', 'stuck');
 
 CREATE TABLE record (
     record INTEGER PRIMARY KEY,

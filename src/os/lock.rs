@@ -21,6 +21,16 @@ impl RunLock {
         Ok(Self { path: path.to_owned(), file })
     }
 
+    /// Takes the lock of a run that may be dead; `None` where somebody holds it.
+    pub fn take(path: &Path) -> io::Result<Option<Self>> {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { path: path.to_owned(), file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
     /// The lock of another process, without taking it yet.
     pub fn other(path: &Path) -> io::Result<Self> {
         Ok(Self { path: path.to_owned(), file: File::open(path)? })

@@ -31,6 +31,9 @@ use crate::settings::{Cleaner, Runner, Settings, Setup};
 /// How long a command may take to end by itself after a second signal.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
+/// How long a signal may take to be known here that has ended somebody else.
+pub const HEARSAY: Duration = Duration::from_millis(10);
+
 /// The program that a command names, found as a shell finds it.
 pub fn resolve(program: &OsStr, settings: &Settings) -> anyhow::Result<PathBuf> {
     let name = program.to_string_lossy().into_owned();
@@ -200,27 +203,39 @@ impl Commands {
                 }
                 guard = signals.readable() => {
                     let mut guard = guard?;
-                    while let Some(arrival) = signals.get_ref().read()? {
-                        self.asked += 1;
-                        roster.interrupt();
-                        if self.asked > 2 {
-                            leave(arrival.signal);
-                        } else if self.asked > 1 {
-                            self.stop_now();
-                        } else if !arrival.from_terminal {
-                            // The terminal would have told the whole group already.
-                            self.pass_on(arrival.signal);
-                        }
-                    }
+                    self.hear(signals.get_ref(), roster)?;
                     guard.clear_ready();
                 }
             }
+        }
+        if matches!(result, Ended::Signalled(_)) {
+            // A terminal's signal reaches the command and us at once, and we may have heard of
+            // its end first.
+            tokio::time::sleep(HEARSAY).await;
+            self.hear(signals.get_ref(), roster)?;
         }
         for pump in self.pumps.drain(..) {
             // A grandchild may hold the pipe open for ever; it is stopped a little later.
             let _ = tokio::time::timeout(LAST_MOMENT, pump).await;
         }
         Ok(result)
+    }
+
+    /// Does what signals ask for that have arrived.
+    fn hear(&mut self, signals: &Signals, roster: &Roster) -> std::io::Result<()> {
+        while let Some(arrival) = signals.read()? {
+            self.asked += 1;
+            roster.interrupt();
+            if self.asked > 2 {
+                leave(arrival.signal);
+            } else if self.asked > 1 {
+                self.stop_now();
+            } else if !arrival.from_terminal {
+                // The terminal would have told the whole group already.
+                self.pass_on(arrival.signal);
+            }
+        }
+        Ok(())
     }
 
     /// How many signals have asked for the end.

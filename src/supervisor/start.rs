@@ -26,7 +26,7 @@ use crate::run::Run;
 use crate::runner::{PLUGIN_MODULE, Recognised, Shims};
 use crate::secret::mask;
 use crate::settings::{Isolation, Keep, Settings};
-use crate::sweep::{Scope, sweep};
+use crate::sweep::{Scope, Swept, lock_path, sweep, sweep_dead_runs};
 use crate::watchdog::Watchdog;
 
 const EXEC_SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/isolane-exec"));
@@ -39,6 +39,8 @@ pub struct Started {
     pub shims: Shims,
     /// How long the user's setup command took.
     pub setup_time: Duration,
+    /// What became of dead runs before this one.
+    pub notices: Vec<String>,
     lock: RunLock,
     watchdog: Watchdog,
     writer_thread: JoinHandle<Option<rusqlite::Error>>,
@@ -67,6 +69,7 @@ pub fn start(settings: Settings, command: &[OsString], recognised: &Recognised) 
     let db = ledger::open(&ledger_path).map_err(|e| cannot(&e))?;
     let (writer, writer_thread) = Writer::start(db);
     let lock = hold_lock(&ledger_path, id).map_err(|e| cannot(&e.into()))?;
+    let notices = tidy(&ledger_path, &host, &settings);
     let new_run = NewRun {
         id,
         command: mask(&shell_line(command), &secrets),
@@ -95,7 +98,7 @@ pub fn start(settings: Settings, command: &[OsString], recognised: &Recognised) 
     let shims = Shims { python: root.join("python"), exec: root.join("isolane-exec") };
     let inventory = Inventory::new(writer.clone(), key);
     let run = Arc::new(Run { id, tag, key, writer, settings, providers, inventory, root, secrets });
-    let mut started = Started { run, shims, setup_time: Duration::ZERO, lock, watchdog, writer_thread };
+    let mut started = Started { run, shims, setup_time: Duration::ZERO, notices, lock, watchdog, writer_thread };
     match started.make() {
         Ok(()) => Ok(started),
         Err(error) => {
@@ -168,9 +171,36 @@ impl Started {
 }
 
 fn hold_lock(ledger: &Path, id: RunId) -> io::Result<RunLock> {
-    let folder = ledger.parent().unwrap_or(Path::new(".")).join("locks");
-    fs::create_dir_all(&folder)?;
-    RunLock::hold(&folder.join(format!("{id}.lock")))
+    let path = lock_path(ledger, id);
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    RunLock::hold(&path)
+}
+
+/// Sweeps what dead runs on this ledger left behind, and says so. Nothing of it stops a new
+/// run.
+fn tidy(ledger: &Path, host: &str, settings: &Settings) -> Vec<String> {
+    let addresses: Vec<_> = settings.url_variables.iter().flat_map(|variable| variable.addresses.clone()).collect();
+    let swept = match sweep_dead_runs(ledger, host, &addresses) {
+        Ok(swept) => swept,
+        Err(error) => return vec![format!("what dead runs left could not be removed: {}", one_line(&error))],
+    };
+    let mut notices = Vec::new();
+    for Swept { run, removed, elsewhere, report } in swept {
+        let stuck: Vec<_> = report.stuck.iter().map(|(resource, why)| format!("{} ({why})", resource.name)).collect();
+        if removed > 0 {
+            notices.push(format!("run {run} had been killed; the {removed} things that it left are removed now"));
+        }
+        if !stuck.is_empty() {
+            notices.push(format!("run {run} had been killed, and could not be cleaned: {}", stuck.join(", ")));
+        }
+        if !elsewhere.is_empty() {
+            notices.push(format!(
+                "run {run} had been killed, and left things at {}: a run with that address removes them",
+                elsewhere.join(", ")
+            ));
+        }
+    }
+    notices
 }
 
 /// Where the run's directory goes: the user's temporary folder, unless sockets and

@@ -237,3 +237,49 @@ def test_file_again(): os.mkdir('there')
         .assert_says("1 test failed over a port in use, not over the database (test_shared.py::test_port)");
     lab.pytest("-p no:xdist").run().assert_code(1).assert_does_not_say("over a");
 }
+
+#[test]
+fn what_a_test_does_to_the_clock_and_to_sockets_is_its_own_business() {
+    let lab = Lab::new();
+    lab.file(
+        "test_clock.py",
+        "
+import pytest, socket, time
+from unittest import mock
+@pytest.fixture(scope='module')
+def clock():
+    with mock.patch('time.time', side_effect=[100.0, 101.0]), mock.patch('socket.socket', side_effect=OSError):
+        yield
+def test_a(clock): assert time.time() == 100.0
+def test_b(clock): assert time.time() == 101.0
+",
+    );
+    lab.pytest("-p no:xdist").run().assert_code(0);
+    assert_eq!(lab.value("SELECT count(*) FROM tests WHERE outcome = 'passed' AND ended_at > '2020'"), "2");
+}
+
+#[test]
+fn a_test_that_did_not_come_to_its_end_has_no_outcome() {
+    let lab = Lab::new();
+    lab.file("test_stop.py", "def test_a(): pass\ndef test_b(): raise KeyboardInterrupt\n");
+    lab.pytest("-p no:xdist").run().assert_code(2);
+    let tests = lab.ledger("SELECT test_id, coalesce(outcome, 'nobody can tell') FROM tests ORDER BY 1");
+    assert_eq!(tests, [["test_stop.py::test_a", "passed"], ["test_stop.py::test_b", "nobody can tell"]]);
+}
+
+#[test]
+fn messages_of_any_length_and_with_no_characters_lose_no_test() {
+    let lab = Lab::new();
+    lab.file(
+        "test_odd.py",
+        "
+import os
+def test_bytes(): raise Exception(os.fsdecode(b'caf\\xe9'))
+def test_long(): raise Exception('x' * 2_000_000)
+def test_after(): pass
+",
+    );
+    lab.pytest("-p no:xdist").run().assert_code(1).assert_does_not_say("could not be read");
+    let tests = lab.ledger("SELECT outcome, length(message) BETWEEN 1 AND 4000 FROM tests ORDER BY test_id");
+    assert_eq!(tests, [["passed", "NULL"], ["failed", "1"], ["failed", "1"]]);
+}

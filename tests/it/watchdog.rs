@@ -124,8 +124,9 @@ fn what_was_to_be_kept_always_is_kept() {
 fn the_watchdog_is_there_before_anything_else_and_takes_little() {
     let lab = Lab::new();
     let setup = "for p in /proc/[0-9]*; do grep -q watchdog $p/cmdline && grep -q $ISOLANE_RUN_ID $p/cmdline && \
-                 grep VmHWM $p/status >$SEEN/memory; done; true";
+                 grep RssAnon $p/status >$SEEN/memory; done; true";
     lab.isolane("run --setup").arg(setup).arg_all(["--", "true"]).run().assert_code(0);
+    // Beside the program's own text, which it shares with its supervisor.
     let memory = lab.read("../seen/memory");
     let kilobytes: u32 = memory.split_whitespace().nth(1).expect("a number").parse().expect("a number");
     assert!(kilobytes < 10_240, "{memory}");
@@ -154,4 +155,53 @@ fn the_third_ctrl_c_leaves_the_cleaning_to_the_watchdog() {
     wait_until("the watchdog has left", || alive_in(lab.home()).is_empty());
     assert_swept(&lab);
     database.assert_nothing_left(&lab);
+}
+
+/// Kills the watchdog and then the supervisor, as the loss of the machine does.
+fn lose_the_machine(lab: &Lab, program: Program, name: &str) {
+    let terminal = program.start_on_terminal();
+    wait_until("the command runs", || lab.path("../seen").join(name).exists());
+    let watchdog = alive_in(lab.home()).into_iter().find(|process| process.contains("isolane watchdog"));
+    let watchdog = watchdog.expect("a watchdog").split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid");
+    kill(nix::unistd::Pid::from_raw(watchdog), Signal::SIGKILL).expect("it is there");
+    kill(terminal.pid(), Signal::SIGKILL).expect("it is there");
+    terminal.finish();
+    for process in alive_in(lab.home()) {
+        let pid = process.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid");
+        let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+#[test]
+fn what_even_the_watchdog_could_not_remove_the_next_run_does() {
+    let database = Server::shared().database("CREATEDB CREATEROLE");
+    for isolation in ["database", "schema"] {
+        let lab = Lab::on(&database);
+        let script = ": >$SEEN/there; psql -qXc 'CREATE TABLE made (id int)'; sleep 600";
+        lose_the_machine(&lab, lab.sh(&format!("--isolation {isolation}"), script), "there");
+        let tag = lab.tag();
+        assert!(!database.server.marked(&tag, &database.name).is_empty(), "there is something to remove");
+
+        // A run that does not know the server removes what is here, and says where the rest is.
+        let without = lab.wrap("--isolation none", "true").env("DATABASE_URL", "").run().assert_code(0);
+        without.assert_says("had been killed, and left things at postgresql://");
+        assert!(!database.server.marked(&tag, &database.name).is_empty(), "it is still there");
+
+        let outcome = lab.wrap(&format!("--isolation {isolation}"), "true").run().assert_code(0);
+        outcome.assert_says("had been killed").assert_does_not_say("could not be");
+        assert_eq!(lab.column("SELECT state FROM runs ORDER BY started_at"), ["swept", "passed", "passed"]);
+        database.assert_nothing_left(&lab);
+        lab.wrap("", "true").run().assert_code(0).assert_does_not_say("killed");
+    }
+}
+
+#[test]
+fn a_run_that_lives_is_not_swept_by_the_next() {
+    let lab = Lab::new();
+    let first = lab.sh("", ": >$SEEN/first; until [ -e go ]; do sleep 0.01; done; test -e $ISOLANE_SCHEMA").start();
+    wait_until("the first run works", || lab.path("../seen/first").exists());
+    lab.wrap("", "true").run().assert_code(0).assert_does_not_say("killed");
+    lab.file("go", "");
+    first.finish().assert_code(0);
+    lab.assert_nothing_left();
 }
