@@ -8,7 +8,7 @@ mod schema;
 mod server;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, bail};
 
@@ -85,7 +85,7 @@ impl Postgres {
     ) -> anyhow::Result<Self> {
         let names = Names { tag: owner.run.tag(), suffix, owner: owner.clone() };
         let server = Arc::new(Server::new(address, &names.tag)?);
-        let facts = server.own.once(Facts::ask).map_err(readable)?;
+        let facts = server.own.with(Facts::ask).map_err(readable)?;
         let (separation, reason) = match isolation {
             Isolation::Database => match facts.no_databases(address) {
                 None => (Self::databases(&server, address, &facts, &names), "as asked".to_owned()),
@@ -120,6 +120,7 @@ impl Postgres {
             names: names.clone(),
             dump_because: facts.no_copy(address),
             facts: facts.clone(),
+            skipped: Mutex::default(),
         })
     }
 
@@ -166,8 +167,17 @@ impl Provider for Postgres {
             Separation::Schema(schemas) if schemas.has_roles() => "a schema and a role for each lane",
             Separation::Schema(_) => "a schema for each lane",
         };
+        let skipped = match &self.separation {
+            Separation::Database(databases) => databases.skipped(),
+            Separation::Schema(_) => Vec::new(),
+        };
+        let without = if skipped.is_empty() {
+            String::new()
+        } else {
+            format!("; without the setting {}, which the login may not repeat", skipped.join(", "))
+        };
         let made = if self.has_setup { ", as --setup made it" } else { "" };
-        format!("PostgreSQL {}, {what}{made} ({})", self.facts.version_text, self.reason)
+        format!("PostgreSQL {}, {what}{made} ({}{without})", self.facts.version_text, self.reason)
     }
 
     fn needs_template(&self) -> bool {

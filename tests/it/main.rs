@@ -11,6 +11,7 @@ mod ledger;
 mod nextest;
 mod nextest_injection;
 mod postgres;
+mod postgres_odd;
 mod postgres_schema;
 mod postgres_versions;
 mod pytest;

@@ -1,8 +1,8 @@
 //! Connections of isolane's own, and their errors in words.
 
 use std::error::Error as _;
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use postgres::error::SqlState;
@@ -32,6 +32,11 @@ pub fn config(address: &PostgresAddress, application: &str) -> anyhow::Result<Co
     }
     Ok(config)
 }
+
+/// How long to wait for a place on a server that is full.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long between two looks.
+const BREATH: Duration = Duration::from_millis(20);
 
 /// Connects, and says in one line why not.
 pub fn connect(config: &Config) -> anyhow::Result<Client> {
@@ -85,10 +90,20 @@ pub fn text(error: &postgres::Error) -> String {
     lowest.to_string()
 }
 
-/// Connections to one database, made when they are needed and kept.
+/// Connections to one database. They are shared while there is work, and closed when there
+/// is none: a session that stays takes a place from the user's own, and nobody can copy a
+/// database that it is in.
 pub struct Pool {
-    config: Config,
-    idle: Mutex<Vec<Client>>,
+    /// Where to connect; the second where the first is refused, and so on.
+    configs: Vec<Config>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    idle: Vec<Client>,
+    working: usize,
 }
 
 impl std::fmt::Debug for Pool {
@@ -99,37 +114,115 @@ impl std::fmt::Debug for Pool {
 
 impl Pool {
     /// An empty pool.
-    pub fn new(config: Config) -> Self {
-        Self { config, idle: Mutex::default() }
+    pub fn new(configs: Vec<Config>) -> Self {
+        Self { configs, state: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Works with a connection of its own, which is closed afterwards: a session that stayed
-    /// in the user's database would stop the server from copying it.
-    pub fn once<T>(&self, work: impl FnOnce(&mut Client) -> Result<T, postgres::Error>) -> anyhow::Result<T> {
-        let mut client = connect(&self.config)?;
-        let done = work(&mut client)?;
-        client.close()?;
-        Ok(done)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Works with a connection. One that broke since it was used last (a restarted
     /// server) is replaced and the work repeated: `work` must bear that.
     pub fn with<T>(&self, mut work: impl FnMut(&mut Client) -> Result<T, postgres::Error>) -> anyhow::Result<T> {
-        let idle = self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
-        let was_idle = idle.is_some();
-        let mut client = match idle.filter(|client| !client.is_closed()) {
-            Some(client) => client,
-            None => connect(&self.config)?,
-        };
+        let (mut client, was_idle) = self.take()?;
         let mut done = work(&mut client);
         if was_idle && done.is_err() && client.is_closed() {
-            client = connect(&self.config)?;
-            done = work(&mut client);
+            match self.connect() {
+                Ok(other) => {
+                    client = other;
+                    done = work(&mut client);
+                }
+                Err(refusal) => {
+                    self.give_back(None);
+                    return Err(refusal.into_error());
+                }
+            }
         }
-        if !client.is_closed() {
-            self.idle.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(client);
-        }
+        self.give_back(Some(client).filter(|client| !client.is_closed()));
         done.map_err(anyhow::Error::new)
+    }
+
+    /// A connection, and whether it had been used before.
+    fn take(&self) -> anyhow::Result<(Client, bool)> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let mut state = self.state();
+            if let Some(client) = state.idle.pop() {
+                state.working += 1;
+                if !client.is_closed() {
+                    return Ok((client, true));
+                }
+                state.working -= 1;
+                continue;
+            }
+            state.working += 1;
+            drop(state);
+            let refusal = match self.connect() {
+                Ok(client) => return Ok((client, false)),
+                Err(refusal) => refusal,
+            };
+            let mut state = self.state();
+            state.working -= 1;
+            // The server has no place for one more: others here will have done with theirs.
+            if !refusal.is_full() || state.working == 0 || Instant::now() > deadline {
+                return Err(refusal.into_error());
+            }
+            drop(self.changed.wait_timeout(state, BREATH));
+        }
+    }
+
+    fn connect(&self) -> Result<Client, Box<Refusal>> {
+        let mut first: Option<Box<Refusal>> = None;
+        for config in &self.configs {
+            let refusal = match config.connect(NoTls) {
+                Ok(client) => return Ok(client),
+                Err(error) => Box::new(Refusal { error, config: config.clone() }),
+            };
+            if !refusal.is_of_this_database() {
+                return Err(first.unwrap_or(refusal));
+            }
+            first.get_or_insert(refusal);
+        }
+        Err(first.expect("a pool has an address"))
+    }
+
+    fn give_back(&self, client: Option<Client>) {
+        let mut state = self.state();
+        state.working -= 1;
+        state.idle.extend(client);
+        let idle = if state.working == 0 { std::mem::take(&mut state.idle) } else { Vec::new() };
+        drop(state);
+        self.changed.notify_one();
+        // Ending a session says goodbye to the server, which takes a moment.
+        drop(idle);
+    }
+}
+
+/// Why there is no connection.
+struct Refusal {
+    error: postgres::Error,
+    config: Config,
+}
+
+impl Refusal {
+    fn into_error(self: Box<Self>) -> anyhow::Error {
+        Stop::not_started(why_not(&self.error, &self.config))
+    }
+
+    /// Whether the server, the database or the login has no place for one more.
+    fn is_full(&self) -> bool {
+        self.error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
+    }
+
+    /// Whether another database of this server may be open.
+    fn is_of_this_database(&self) -> bool {
+        let codes = [
+            SqlState::INSUFFICIENT_PRIVILEGE,
+            SqlState::INVALID_CATALOG_NAME,
+            SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+        ];
+        self.error.code().is_some_and(|code| codes.contains(code))
     }
 }
 

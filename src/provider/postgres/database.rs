@@ -1,7 +1,8 @@
 //! A database for each lane: the server's own copy of the user's database, or of the
 //! run's template.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use postgres::error::SqlState;
 
@@ -26,6 +27,8 @@ pub struct Databases {
     pub dump_because: Option<String>,
     /// What the server can do.
     pub facts: Facts,
+    /// Settings that lanes have to do without.
+    pub skipped: Mutex<BTreeSet<String>>,
 }
 
 impl Databases {
@@ -52,7 +55,7 @@ impl Databases {
     /// Whether others are connected to the user's database now. The server would wait five
     /// seconds for them and then refuse to copy it.
     fn is_source_in_use(&self) -> anyhow::Result<bool> {
-        let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'
+        let sql = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = $1 AND coalesce(backend_type, 'client backend') = 'client backend'
                                      AND application_name NOT LIKE 'isolane run %')";
         let row = self
             .server
@@ -91,27 +94,47 @@ impl Databases {
     /// Marks a database, and gives it the settings and grants that a copy lacks.
     fn dress(&self, name: &str, place: Place) -> anyhow::Result<()> {
         let database = identifier(name)?;
-        let mut sql = format!("COMMENT ON DATABASE {database} IS '{}';", self.names.mark(place));
+        let mut marks = format!("COMMENT ON DATABASE {database} IS '{}';", self.names.mark(place));
         if let Some(grants) = &self.facts.grants {
-            sql.push_str(&format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC;"));
+            marks.push_str(&format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC;"));
             for (grantee, privilege) in grants {
-                sql.push_str(&format!("GRANT {privilege} ON DATABASE {database} TO {grantee};"));
+                marks.push_str(&format!("GRANT {privilege} ON DATABASE {database} TO {grantee};"));
             }
         }
+        let mut settings = Vec::new();
         for (role, setting) in &self.facts.settings {
             let Some((key, value)) = setting.split_once('=') else { continue };
             // Through the session, because a list such as a search path must not be quoted as one.
             let of = role
                 .as_ref()
                 .map_or(format!("DATABASE {database}"), |role| format!("ROLE {role} IN DATABASE {database}"));
-            let literal = value.replace('\'', "''");
-            let key = identifier(key)?;
-            sql.push_str(&format!(
-                "SELECT set_config('{}', '{literal}', true); ALTER {of} SET {key} FROM CURRENT;",
-                key.to_string().trim_matches('"')
-            ));
+            let literal = |text: &str| text.replace('\'', "''");
+            let sql = format!(
+                "SELECT set_config('{}', '{}', true); ALTER {of} SET {} FROM CURRENT;",
+                literal(key),
+                literal(value),
+                identifier(key)?
+            );
+            settings.push((key, sql));
         }
-        self.server.maintenance.with(|client| client.batch_execute(&sql)).map_err(readable)
+        let run = |sql: &str| self.server.maintenance.with(|client| client.batch_execute(sql));
+        let all: String = settings.iter().map(|(_, sql)| sql.as_str()).collect();
+        if run(&(marks.clone() + &all)).is_ok() {
+            return Ok(());
+        }
+        run(&marks).map_err(readable)?;
+        for (key, sql) in settings {
+            if run(&sql).is_err() {
+                // Somebody with more rights made it. Tests may well do without.
+                self.skipped.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// The settings of the user's database that the login may not give to another.
+    pub fn skipped(&self) -> Vec<String> {
+        self.skipped.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// Lets nobody into the template any more: a session in it would stop every copy.

@@ -42,8 +42,6 @@ impl Programs<'_> {
             dump.args(["--no-owner", "--no-privileges"]);
         }
         let mut dump = dump
-            .arg("--dbname")
-            .arg(self.address.database())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .stdin(Stdio::null())
@@ -53,8 +51,7 @@ impl Programs<'_> {
         let text = dump.stdout.take().context("pg_dump has an output")?;
         let restored = restore
             .args(PSQL)
-            .arg("--dbname")
-            .arg(target)
+            .env("PGDATABASE", target)
             .stdin(text)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -76,8 +73,6 @@ impl Programs<'_> {
             .arg(exact)
             .arg("--file")
             .arg(file)
-            .arg("--dbname")
-            .arg(self.address.database())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -106,8 +101,6 @@ impl Programs<'_> {
             .arg("--single-transaction")
             .arg("--file")
             .arg(&renamed)
-            .arg("--dbname")
-            .arg(self.address.database())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -126,7 +119,8 @@ impl Programs<'_> {
             as_login.map_or((address.user(), address.password()), |(user, password)| (user, Some(password)));
         // Through the environment: arguments are for everybody to read.
         command.env("PGHOST", address.hosts().join(",")).env("PGPORT", ports.join(",")).env("PGUSER", user);
-        command.env_remove("PGOPTIONS").env_remove("PGDATABASE").env_remove("PGSERVICE");
+        // So is the database: as an argument it might be taken for a connection string.
+        command.env("PGDATABASE", address.database()).env_remove("PGOPTIONS").env_remove("PGSERVICE");
         command.env("PGAPPNAME", self.application);
         match password {
             Some(password) => command.env("PGPASSWORD", password.reveal()),

@@ -44,7 +44,8 @@ SELECT current_setting('server_version') AS version_text,
        to_jsonb(d) ->> 'datlocprovider' AS provider,
        coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') AS locale,
        (SELECT count(*) FROM pg_stat_activity a
-         WHERE a.datid = d.oid AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend'
+         WHERE a.datid = d.oid AND a.pid <> pg_backend_pid() AND coalesce(a.backend_type, 'client backend') = 'client backend'
+           -- What others do is hidden from most logins, even what kind of session it is.
            -- Another run that looks in, as this one does, is gone in a moment.
            AND a.application_name NOT LIKE 'isolane run %') AS others,
        d.datacl IS NOT NULL AS has_grants
@@ -99,12 +100,6 @@ impl Facts {
         } else {
             None
         }
-    }
-
-    /// The database to be connected to while databases are made and dropped: not the one
-    /// that is copied.
-    pub fn maintenance_database(address: &PostgresAddress) -> &'static str {
-        if address.database() == "postgres" { "template1" } else { "postgres" }
     }
 }
 

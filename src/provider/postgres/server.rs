@@ -4,10 +4,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use postgres::Config;
 use postgres::error::SqlState;
 
 use super::connection::{self, Pool, readable};
-use super::facts::Facts;
 use super::identifier;
 use crate::address::PostgresAddress;
 use crate::name::Tag;
@@ -20,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Server {
     id: String,
+    config: Config,
     /// Connections to the user's own database.
     pub own: Pool,
     /// Connections for CREATE and DROP DATABASE, to a database that is no source.
@@ -32,6 +33,8 @@ const END_MAKERS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_a
     WHERE application_name = $1 AND usename = current_user AND pid <> pg_backend_pid()";
 const END_SESSIONS_IN_DATABASE: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE datname = $1 AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
+const USERS: &str = "SELECT coalesce(string_agg(DISTINCT coalesce(usename, 'the server'), ', '), 'nobody')
+    FROM pg_stat_activity WHERE datname = $1";
 /// Without roles nothing tells a lane's sessions from others, except the name that
 /// libpq's clients take from `PGAPPNAME`.
 const END_SESSIONS_OF_LANE: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -42,9 +45,14 @@ impl Server {
     pub fn new(address: &PostgresAddress, tag: &Tag) -> anyhow::Result<Self> {
         let application = application(tag);
         let own = connection::config(address, &application)?;
-        let mut maintenance = own.clone();
-        maintenance.dbname(Facts::maintenance_database(address));
-        Ok(Self { id: address.id(), own: Pool::new(own), maintenance: Pool::new(maintenance), application })
+        let maintenance = maintenance_databases(address).map(|database| own.clone().dbname(database).clone()).collect();
+        Ok(Self {
+            id: address.id(),
+            maintenance: Pool::new(maintenance),
+            own: Pool::new(vec![own.clone()]),
+            config: own,
+            application,
+        })
     }
 
     /// What this run's own sessions are called on the server.
@@ -60,6 +68,7 @@ impl Server {
     /// Drops a database of the run's.
     pub fn drop_database(&self, name: &str) -> anyhow::Result<()> {
         let sql = format!("DROP DATABASE IF EXISTS {}", identifier(name)?);
+        self.roll_back_prepared(name)?;
         for _ in 0..3 {
             self.end_sessions_in(name)?;
             let dropped = self.maintenance.with(|client| client.batch_execute(&sql));
@@ -69,7 +78,25 @@ impl Server {
                 _ => return dropped.map_err(readable),
             }
         }
-        bail!("sessions keep coming in")
+        let who = self.maintenance.with(|client| client.query_one(USERS, &[&name])).map_err(readable)?;
+        let who: String = who.get(0);
+        bail!("sessions of {who} in it do not end, or new ones keep coming in")
+    }
+
+    /// Gives up what was prepared for a commit in two phases, which outlives its session and
+    /// can be ended in its own database only.
+    fn roll_back_prepared(&self, database: &str) -> anyhow::Result<()> {
+        let sql = "SELECT quote_literal(gid) FROM pg_prepared_xacts WHERE database = $1";
+        let prepared = self.maintenance.with(|client| client.query(sql, &[&database])).map_err(readable)?;
+        if prepared.is_empty() {
+            return Ok(());
+        }
+        let inside = Pool::new(vec![self.config.clone().dbname(database).clone()]);
+        for row in prepared {
+            let sql = format!("ROLLBACK PREPARED {}", row.get::<_, String>(0));
+            inside.with(|client| client.batch_execute(&sql)).map_err(readable)?;
+        }
+        Ok(())
     }
 
     /// Drops a schema of the run's with what is in it.
@@ -93,6 +120,12 @@ impl Server {
         let sql = format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role};");
         self.own.with(|client| client.batch_execute(&sql)).map_err(readable)
     }
+}
+
+/// The databases to be connected to while databases are made and dropped, the best first:
+/// not the one that is copied, if that can be.
+fn maintenance_databases(address: &PostgresAddress) -> impl Iterator<Item = &str> {
+    ["postgres", "template1"].into_iter().filter(|name| *name != address.database()).chain([address.database()])
 }
 
 /// What the sessions of the run with this tag are called on the server.

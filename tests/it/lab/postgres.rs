@@ -18,13 +18,14 @@ use super::tools;
 const ADMIN: &str = "admin";
 const ADMIN_PASSWORD: &str = "top-secret-of-admin";
 /// Settings that make a server quick, and that no test may notice.
-const SETTINGS: [&str; 7] = [
+const SETTINGS: [&str; 8] = [
     "listen_addresses=127.0.0.1",
     "fsync=off",
     "synchronous_commit=off",
     "full_page_writes=off",
     "shared_buffers=32MB",
     "max_connections=200",
+    "max_prepared_transactions=8",
     "log_min_messages=warning",
 ];
 /// Waits for the end of its input, which comes with the end of the test process, and
