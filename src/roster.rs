@@ -12,7 +12,7 @@ use crate::ledger::worker::WorkerOutcome;
 use crate::ledger::{Durability, RunKey, Writer, test, worker};
 use crate::name::Lane;
 use crate::os::process::Ended;
-use crate::secret::{Secret, mask};
+use crate::secret::Vault;
 
 use sharing::Shared;
 
@@ -56,7 +56,7 @@ pub struct Tally {
 pub struct Roster {
     run: RunKey,
     writer: Writer,
-    secrets: Vec<Secret>,
+    vault: Vault,
     state: Mutex<State>,
 }
 
@@ -108,8 +108,8 @@ struct OpenTest {
 
 impl Roster {
     /// An empty roster.
-    pub fn new(run: RunKey, writer: Writer, secrets: Vec<Secret>) -> Self {
-        Self { run, writer, secrets, state: Mutex::default() }
+    pub fn new(run: RunKey, writer: Writer, vault: Vault) -> Self {
+        Self { run, writer, vault, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -162,7 +162,7 @@ impl Roster {
 
     /// Something the user should read, once.
     pub fn notice(&self, text: &str) {
-        let text = mask(text, &self.secrets);
+        let text = self.vault.mask(text);
         let mut state = self.state();
         if state.noticed.insert(text.clone()) {
             state.notices.push(text);
@@ -183,7 +183,7 @@ impl Roster {
         };
         let attempt = attempt.unwrap_or(counted);
         state.workers.entry(worker.to_owned()).or_default().open.push(OpenTest { number, id: id.to_owned() });
-        let (run, worker, id) = (self.run, worker.to_owned(), id.to_owned());
+        let (run, worker, id) = (self.run, worker.to_owned(), self.vault.mask(id));
         self.writer.tell(move |db| test::begin(db, run, number, &worker, &id, attempt, at));
     }
 
@@ -201,7 +201,7 @@ impl Roster {
         if let Some(shared) = message.and_then(Shared::named_in) {
             state.sharing.entry(shared).or_insert_with(|| (0, test.id.clone())).0 += 1;
         }
-        let message = message.map(|text| mask(&text.chars().take(MESSAGE_LENGTH).collect::<String>(), &self.secrets));
+        let message = message.map(|text| self.vault.mask(&text.chars().take(MESSAGE_LENGTH).collect::<String>()));
         let (run, number, outcome) = (self.run, test.number, outcome.map(str::to_owned));
         self.writer.tell(move |db| test::end(db, run, number, outcome.as_deref(), message.as_deref(), at));
     }
@@ -358,6 +358,7 @@ mod tests {
     use crate::ledger;
     use crate::ledger::run::NewRun;
     use crate::name::RunId;
+    use crate::secret::Secret;
 
     #[test]
     fn a_crash_takes_the_open_test_down_and_is_told_once() {
@@ -373,7 +374,7 @@ mod tests {
             started_at: Timestamp(0),
         };
         let key = writer.commit(Durability::Process, move |db| ledger::run::begin(db, &run)).expect("run");
-        let roster = Roster::new(key, writer, vec![Secret::new("hunter2")]);
+        let roster = Roster::new(key, writer, Vault::new([Secret::new("hunter2")]));
         roster.join("gw1", Kind::Process, Lane(1), Some(7), Timestamp(0));
         roster.test_began("gw1", "a", None, Timestamp(1));
         roster.test_ended("gw1", "a", Some("failed"), Some("password hunter2"), Timestamp(2));

@@ -9,7 +9,7 @@ use crate::inventory::Inventory;
 use crate::ledger::{RunKey, Writer};
 use crate::name::{Place, RunId, Tag};
 use crate::provider::{Access, Provider, Site};
-use crate::secret::Secret;
+use crate::secret::{Secret, Vault};
 use crate::settings::{Isolation, Settings};
 
 /// A run that has been announced.
@@ -32,7 +32,7 @@ pub struct Run {
     /// The run's own directory.
     pub root: PathBuf,
     /// Passwords that must not be written anywhere.
-    pub secrets: Vec<Secret>,
+    pub vault: Vault,
 }
 
 /// Variables, in the order of setting them: of two with one name the later counts.
@@ -92,6 +92,9 @@ impl Run {
             if variables.iter().all(|(name, _)| !given.contains(name)) {
                 given.extend(variables.iter().map(|(name, _)| name.clone()));
                 for (name, value) in &variables {
+                    if name == "PGPASSWORD" {
+                        self.vault.keep(&Secret::new(value.clone()));
+                    }
                     set(name, value.clone());
                 }
             }

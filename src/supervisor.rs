@@ -14,9 +14,9 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, Api, Stories};
 use crate::clock::Timestamp;
@@ -34,11 +34,14 @@ use crate::run::Run;
 use crate::runner::Recognised;
 use crate::settings::{Isolation, Keep, Runner, Settings};
 use crate::sweep::{Scope, SweepReport, sweep};
-use command::Commands;
+use command::{Commands, came_early};
 use start::Started;
 
 /// How long processes that outlive the command may take to end by themselves, once told.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// How long a process that ended is left to who may be waiting for it.
+const MOURNING: Duration = Duration::from_millis(100);
 
 /// What a run came to.
 #[derive(Debug)]
@@ -78,12 +81,12 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     // Before any thread is there, because threads inherit what is blocked.
     let signals = Signals::listen()?;
     process::become_subreaper()?;
-    let started = start::start(settings, command, recognised).map_err(|error| match signals.read() {
+    let started = start::start(settings, command, recognised, &signals).map_err(|error| match signals.read() {
         Ok(Some(arrival)) => came_early(arrival.signal),
         _ => error,
     })?;
     let run = Arc::clone(&started.run);
-    let roster = Arc::new(Roster::new(run.key, run.writer.clone(), run.secrets.clone()));
+    let roster = Arc::new(Roster::new(run.key, run.writer.clone(), run.vault.clone()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let keeper = Arc::new(Keeper::new(Arc::clone(&run)));
     let served = runtime.block_on(serve(&run, &keeper, &roster, signals, &program, command, recognised, &started));
@@ -129,6 +132,7 @@ async fn serve(
     let api =
         Api { run: Arc::clone(run), keeper: Arc::clone(keeper), roster: Arc::clone(roster), stories: stories.clone() };
     let door = tokio::spawn(api::serve(listener, Arc::new(api)));
+    let undertaker = tokio::spawn(collect_orphans(signal(SignalKind::child())?));
     // SAFETY: it owns its descriptor, which stays open and the same as long as it lives.
     let signals = unsafe { AsyncFd::register(signals) }?;
     let mut commands = Commands::prepare(run, keeper, program, command, recognised, &started.shims).await?;
@@ -142,11 +146,23 @@ async fn serve(
     tokio::time::sleep(Duration::from_millis(1)).await;
     stories.told().await;
     door.abort();
+    undertaker.abort();
     Ok(Served { ended, began, asked: commands.asked() })
 }
 
-fn came_early(signal: Signal) -> anyhow::Error {
-    Stop::with(128 + signal as i32, format!("{signal} came before the command was started; nothing is left"))
+/// Collects orphans that end: they fall to us and not to init, which would do it. Whoever is
+/// waited for by somebody here is collected long before this looks again.
+async fn collect_orphans(mut ends: tokio::signal::unix::Signal) {
+    while ends.recv().await.is_some() {
+        tokio::time::sleep(MOURNING).await;
+        let dead = process::zombies();
+        if dead.is_empty() {
+            continue;
+        }
+        tokio::time::sleep(MOURNING).await;
+        let still: Vec<_> = process::zombies().into_iter().filter(|pid| dead.contains(pid)).collect();
+        still.into_iter().for_each(process::collect);
+    }
 }
 
 fn home(

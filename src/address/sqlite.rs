@@ -33,6 +33,12 @@ impl SqliteAddress {
         if path.is_empty() || path == ":memory:" || query.contains("mode=memory") {
             return None;
         }
+        // Rust's sqlx reads it encoded, Python's SQLAlchemy as it is; again the file decides.
+        let decoded = percent_encoding::percent_decode_str(path).decode_utf8().ok();
+        let path = match decoded.as_deref() {
+            Some(decoded) if !cwd.join(path).exists() && cwd.join(decoded).exists() => decoded,
+            _ => path,
+        };
         let relative = cwd.join(path);
         let absolute = Path::new("/").join(path);
         let is_absolute = slashes == "///"

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -67,6 +67,11 @@ impl PidFd {
         // SAFETY: the descriptor is new and nobody else's.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self { fd, pid })
+    }
+
+    /// Readable when the process has ended.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     /// Sends a signal; a process that is gone is success.
@@ -185,14 +190,18 @@ pub fn descendants(root: i32) -> Vec<i32> {
     found
 }
 
-/// The parent of a process that is not a zombie (proc(5), `stat`).
+/// The parent of a process that is not a zombie.
 fn living_parent(pid: i32) -> Option<i32> {
+    parent_and_state(pid).and_then(|(parent, is_dead)| (!is_dead).then_some(parent))
+}
+
+/// The parent of a process, and whether it is a zombie (proc(5), `stat`).
+fn parent_and_state(pid: i32) -> Option<(i32, bool)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may itself hold parentheses and spaces.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?;
-    (state != "Z" && state != "X").then_some(())?;
-    fields.next()?.parse().ok()
+    Some((fields.next()?.parse().ok()?, state == "Z" || state == "X"))
 }
 
 /// Stops every descendant: SIGTERM, then SIGKILL to those left after `grace`.
@@ -251,6 +260,18 @@ fn signal_all(pids: &[i32], signal: Signal) {
             let _ = held.signal(signal);
         }
     }
+}
+
+/// Children that ended and were not collected yet.
+pub fn zombies() -> Vec<i32> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let spared = SPARED.load(Ordering::Relaxed);
+    all().into_iter().filter(|pid| *pid != spared && parent_and_state(*pid) == Some((own, true))).collect()
+}
+
+/// Collects a child that nobody waits for.
+pub fn collect(pid: i32) {
+    let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
 }
 
 /// Collects children that ended and that nobody waits for.

@@ -6,7 +6,7 @@
 //! SIGTSTP is left alone: Ctrl-Z stops us and the runner together, as in any job.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -44,15 +44,20 @@ impl Signals {
         Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?))
     }
 
-    /// Sleeps until a signal arrives.
-    pub fn wait(&self) -> io::Result<Arrival> {
+    /// Sleeps until a signal arrives, or until `other` is readable: then there is none.
+    pub fn wait(&self, other: Option<BorrowedFd<'_>>) -> io::Result<Option<Arrival>> {
         loop {
             if let Some(arrival) = self.read()? {
-                return Ok(arrival);
+                return Ok(Some(arrival));
             }
-            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+            let mut waits = vec![PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            waits.extend(other.map(|other| PollFd::new(other, PollFlags::POLLIN)));
+            match poll(&mut waits, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
+            }
+            if waits.get(1).and_then(PollFd::any) == Some(true) {
+                return Ok(None);
             }
         }
     }

@@ -36,9 +36,15 @@ impl Sqlite {
         let path = source.path();
         let files = SqliteFiles::new(format!("{}{}", SqliteFiles::SCHEME, path.display()));
         let sqlite = Self { files, source: source.clone(), root: root.to_owned(), tag: tag.clone(), suffix, has_setup };
+        if path.is_dir() {
+            bail!("cannot read {} as an SQLite database: it is a folder", path.display());
+        }
+        if path.components().any(|part| part.as_os_str().as_encoded_bytes().starts_with(b"file:")) {
+            bail!("cannot read the address of {}: give the file's path instead of a URI", path.display());
+        }
         if sqlite.has_source() {
             // Found out now, not when the first worker comes.
-            let check = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+            let check = open_source(path)
                 .and_then(|db| db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)));
             if let Err(error) = check {
                 bail!("cannot read {} as an SQLite database: {error}", path.display());
@@ -54,6 +60,19 @@ impl Sqlite {
     fn path(&self, place: Place) -> PathBuf {
         self.root.join(format!("{}{}.db", place.schema(&self.tag), self.suffix))
     }
+}
+
+/// Opens the user's file, to read it and to leave everything as it was.
+fn open_source(path: &Path) -> rusqlite::Result<Connection> {
+    // Who only reads a file in WAL mode puts companions beside it and may not take them away
+    // again. Where there are none, there is nothing to be written back either.
+    if !companion(path, "-wal").exists() {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        if let Ok(db) = Connection::open_with_flags(path, flags) {
+            return Ok(db);
+        }
+    }
+    Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
 }
 
 /// The companions that SQLite puts beside a file.
@@ -153,7 +172,7 @@ impl Provider for Sqlite {
         self.remove(resource)?;
         // Setup builds from nothing, as on a new machine.
         if resource.place == Place::Template && !self.has_setup {
-            let source = Connection::open_with_flags(self.source.path(), OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+            let source = open_source(self.source.path())?;
             source.busy_timeout(std::time::Duration::from_secs(30))?;
             return source
                 .backup("main", path, None::<fn(rusqlite::backup::Progress)>)

@@ -25,7 +25,6 @@ use crate::os::signal::Signals;
 use crate::roster::{Kind, Roster};
 use crate::run::{Environment, Run};
 use crate::runner::{Recognised, Shims};
-use crate::secret::mask;
 use crate::settings::{Cleaner, Runner, Settings, Setup};
 
 /// How long a command may take to end by itself after a second signal.
@@ -50,25 +49,54 @@ pub fn resolve(program: &OsStr, settings: &Settings) -> anyhow::Result<PathBuf> 
     })
 }
 
-/// Runs the setup command in the template, once.
-pub fn set_up(setup: &Setup, run: &Run) -> anyhow::Result<()> {
+/// Runs the setup command in the template, once. A signal ends it, and the run with it.
+pub fn set_up(setup: &Setup, run: &Run, signals: &Signals) -> anyhow::Result<()> {
     let ports = PortBlock::reserve(0).context("no block of free ports is left on this machine")?;
-    let output = process::command("sh")
+    let child = process::command("sh")
         .args(["-c", &setup.command])
         .current_dir(&setup.folder)
         .envs(run.worker_environment(Place::Template, "setup", ports.base()))
         .env_remove("ISOLANE_SOCKET")
         .stdin(Stdio::null())
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .context("cannot start sh for --setup")?;
+    let pid = i32::try_from(child.id())?;
+    let held = PidFd::open(pid).context("cannot hold the setup command")?;
+    let (output, arrival) = std::thread::scope(|scope| {
+        let listener = scope.spawn(|| {
+            let mut first = None;
+            while let Ok(Some(arrival)) = signals.wait(Some(held.as_fd())) {
+                // The second time it is not asked any more.
+                let signal = if first.is_none() { Signal::SIGTERM } else { Signal::SIGKILL };
+                first.get_or_insert(arrival);
+                for process in descendants(pid).into_iter().chain([pid]).filter_map(|pid| PidFd::open(pid).ok()) {
+                    let _ = process.signal(signal);
+                }
+            }
+            first
+        });
+        let output = child.wait_with_output();
+        (output, listener.join().ok().flatten())
+    });
+    let output = output.context("cannot wait for the setup command")?;
+    if let Some(arrival) = arrival {
+        return Err(came_early(arrival.signal));
+    }
     if output.status.success() {
         return Ok(());
     }
     // Whole, as the command printed it: it is all that tells what went wrong.
     let text = [output.stdout, output.stderr].concat();
-    let text = mask(String::from_utf8_lossy(&text).trim_end(), &run.secrets);
+    let text = run.vault.mask(String::from_utf8_lossy(&text).trim_end());
     let _ = writeln!(std::io::stderr().lock(), "{text}");
     bail!(Stop::not_started(format!("the setup command failed ({}): {}", describe(output.status), setup.command)))
+}
+
+/// The end of a run that was called off before it began.
+pub fn came_early(signal: Signal) -> anyhow::Error {
+    Stop::with(128 + signal as i32, format!("{signal} came before the command was started; nothing is left"))
 }
 
 /// Runs the cleaner of one record.
@@ -85,7 +113,7 @@ pub fn clean(cleaner: &Cleaner, key: &str, run: &Run) -> anyhow::Result<()> {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
-    let last = mask(text.lines().last().unwrap_or_default(), &run.secrets);
+    let last = run.vault.mask(text.lines().last().unwrap_or_default());
     bail!("`{line}` failed ({}): {last}", describe(output.status))
 }
 
@@ -274,7 +302,7 @@ pub fn heed(asked: u32) {
     std::thread::spawn(move || {
         let Ok(signals) = Signals::listen() else { return };
         let mut asked = asked;
-        while let Ok(arrival) = signals.wait() {
+        while let Ok(Some(arrival)) = signals.wait(None) {
             asked += 1;
             if asked > 2 {
                 leave(arrival.signal);

@@ -21,10 +21,11 @@ use crate::ledger::run::{NewRun, RunState};
 use crate::ledger::{self, Durability, Writer};
 use crate::name::{Place, RunId};
 use crate::os::lock::RunLock;
+use crate::os::signal::Signals;
 use crate::provider::{Directories, Owner, Postgres, Provider, Sqlite};
 use crate::run::Run;
 use crate::runner::{PLUGIN_MODULE, Recognised, Shims};
-use crate::secret::mask;
+use crate::secret::{Vault, mask_command};
 use crate::settings::{Isolation, Keep, Settings};
 use crate::sweep::{Scope, Swept, lock_path, sweep, sweep_dead_runs};
 use crate::watchdog::Watchdog;
@@ -47,7 +48,12 @@ pub struct Started {
 }
 
 /// Starts a run; after an error nothing of it is left.
-pub fn start(settings: Settings, command: &[OsString], recognised: &Recognised) -> anyhow::Result<Started> {
+pub fn start(
+    settings: Settings,
+    command: &[OsString],
+    recognised: &Recognised,
+    signals: &Signals,
+) -> anyhow::Result<Started> {
     let now = Timestamp::now();
     let id = RunId::new(now.0);
     let tag = id.tag();
@@ -55,7 +61,7 @@ pub fn start(settings: Settings, command: &[OsString], recognised: &Recognised) 
     let owner = Owner { run: id, host: host.clone() };
     let root = place_of_root(&settings).join(format!("isolane-{tag}"));
     let providers = providers(&settings, &root, &owner)?;
-    let secrets = settings.secrets();
+    let vault = Vault::new(settings.secrets());
 
     let ledger_path = settings.ledger.clone();
     let cannot = |error: &anyhow::Error| {
@@ -72,7 +78,7 @@ pub fn start(settings: Settings, command: &[OsString], recognised: &Recognised) 
     let notices = tidy(&ledger_path, &host, &settings);
     let new_run = NewRun {
         id,
-        command: mask(&shell_line(command), &secrets),
+        command: vault.mask(&mask_command(&shell_line(command))),
         runner: recognised.runner.as_str(),
         host,
         cwd: settings.cwd.display().to_string(),
@@ -97,9 +103,9 @@ pub fn start(settings: Settings, command: &[OsString], recognised: &Recognised) 
     };
     let shims = Shims { python: root.join("python"), exec: root.join("isolane-exec") };
     let inventory = Inventory::new(writer.clone(), key);
-    let run = Arc::new(Run { id, tag, key, writer, settings, providers, inventory, root, secrets });
+    let run = Arc::new(Run { id, tag, key, writer, settings, providers, inventory, root, vault });
     let mut started = Started { run, shims, setup_time: Duration::ZERO, notices, lock, watchdog, writer_thread };
-    match started.make() {
+    match started.make(signals) {
         Ok(()) => Ok(started),
         Err(error) => {
             started.take_back();
@@ -110,7 +116,7 @@ pub fn start(settings: Settings, command: &[OsString], recognised: &Recognised) 
 
 impl Started {
     /// Makes what all lanes share: the run's directory with the shims, and the template.
-    fn make(&mut self) -> anyhow::Result<()> {
+    fn make(&mut self, signals: &Signals) -> anyhow::Result<()> {
         let run = &self.run;
         run.inventory.make(&run.providers[..1], Place::Run, None)?;
         self.write_shims().with_context(|| format!("cannot write into {}", run.root.display()))?;
@@ -121,7 +127,7 @@ impl Started {
         run.inventory.make(&run.providers, Place::Template, Some("setup"))?;
         if let Some(setup) = &run.settings.setup {
             let began = Instant::now();
-            command::set_up(setup, run)?;
+            command::set_up(setup, run, signals)?;
             self.setup_time = began.elapsed();
         }
         for provider in makers {

@@ -139,6 +139,23 @@ fn no_password_gets_into_it_or_into_any_message() {
 }
 
 #[test]
+fn the_password_of_a_lane_is_one_as_well() {
+    let database = Server::shared().database("CREATEROLE");
+    let lab = Lab::on(&database);
+    let suite = "
+import os, pytest
+def test_shows(): raise RuntimeError('password ' + os.environ['PGPASSWORD'])
+@pytest.mark.parametrize('url', [os.environ['DATABASE_URL']])
+def test_id(url): pass
+";
+    lab.file("test_shows.py", suite);
+    lab.wrap("--isolation schema", "pytest -q -p no:cacheprovider").run().assert_code(1);
+    let tests = lab.ledger("SELECT message FROM tests WHERE outcome = 'failed'");
+    assert_eq!(tests, [["RuntimeError: password ***"]]);
+    assert_eq!(lab.value("SELECT count(*) FROM tests WHERE test_id LIKE '%[postgresql://%:***@%'"), "1");
+}
+
+#[test]
 fn no_password_is_on_the_command_line_of_a_helper() {
     let database = Server::shared().database("CREATEDB CREATEROLE");
     database.sql("CREATE TABLE users (id int)");

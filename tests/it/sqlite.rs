@@ -168,3 +168,37 @@ fn a_database_that_was_not_found_is_named() {
     lab.wrap("", "true").run().assert_code(0).assert_says("(DATABASE_URL is not set)");
     lab.wrap("--url-var SHOP_DB", "true").run().assert_code(0).assert_says("SHOP_DB").assert_says("is not set)");
 }
+
+#[test]
+fn nothing_stays_beside_the_users_file() {
+    let lab = Lab::new().with("DATABASE_URL", "sqlite:///shop.db");
+    let own = Connection::open(lab.path("shop.db")).expect("a file");
+    own.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE t (n int)").expect("a table");
+    drop(own);
+    let before = std::fs::read(lab.path("shop.db")).expect("a file");
+    lab.wrap("-n 2", "true").run().assert_code(0);
+    assert!(!lab.path("shop.db-wal").exists() && !lab.path("shop.db-shm").exists());
+    assert_eq!(std::fs::read(lab.path("shop.db")).expect("a file"), before);
+}
+
+#[test]
+fn a_file_that_is_a_folder_or_a_uri_is_refused() {
+    let lab = Lab::new();
+    lab.file("folder.db/x", "").file("plain.db", "");
+    for (address, word) in [("sqlite:///folder.db", "a folder"), ("sqlite:///file:plain.db?uri=true", "file:plain.db")]
+    {
+        let outcome = lab.wrap("", "true").env("DATABASE_URL", address).run().assert_code(125);
+        assert!(outcome.err().contains(word) && outcome.err().lines().count() == 1, "{}", outcome.all());
+    }
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn a_path_with_encoded_characters_is_the_file_that_is_there() {
+    let lab = Lab::new();
+    let own = Connection::open(lab.path("my shop.db")).expect("a file");
+    own.execute_batch("CREATE TABLE t (n int)").expect("a table");
+    let script =
+        "python -c \"import os, sqlite3; sqlite3.connect(os.environ['ISOLANE_SCHEMA']).execute('SELECT n FROM t')\"";
+    lab.sh("", script).env("DATABASE_URL", "sqlite:my%20shop.db").run().assert_code(0);
+}

@@ -163,6 +163,26 @@ fn a_stopped_run_goes_on_in_the_foreground() {
 }
 
 #[test]
+fn sigterm_during_setup_ends_it_and_leaves_nothing() {
+    let database = Server::shared().database("CREATEDB");
+    let lab = Lab::on(&database);
+    let run = lab.isolane("run --setup").arg(": >$SEEN/setup; sleep 600; sleep 600").arg_all(["--", "true"]).start();
+    wait_for(&lab, &["setup"]);
+    run.signal(Signal::SIGTERM);
+    run.finish().assert_code(143).assert_says("nothing is left");
+    database.assert_nothing_left(&lab);
+}
+
+#[test]
+fn an_orphan_that_ends_is_gone_while_the_run_goes_on() {
+    let lab = Lab::new();
+    let script = "pid=$(sh -c 'sleep 600 >/dev/null 2>&1 & echo $!'); kill $pid
+        n=0; while kill -0 $pid 2>/dev/null; do n=$((n + 1)); [ $n -lt 2000 ] || exit 9; sleep 0.01; done";
+    lab.sh("", script).run().assert_code(0);
+    lab.assert_nothing_left();
+}
+
+#[test]
 fn ctrl_c_during_setup_leaves_nothing() {
     let database = Server::shared().database("CREATEDB");
     let lab = Lab::on(&database);
