@@ -35,7 +35,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<i32> {
     let settings = settings(choices, config.as_deref())?;
     let recognised = runner::recognise(&command).overridden(settings.runner);
     if let Some(socket) = settings.variables.get("ISOLANE_SOCKET").filter(|socket| Path::new(socket).exists()) {
-        let root = Path::new(socket).parent().unwrap_or(Path::new("/"));
+        let root = Path::new(socket).ancestors().nth(2).unwrap_or(Path::new("/"));
         let shims = Shims { python: root.join("python"), exec: root.join("isolane-exec") };
         return join_outer_run(&settings, &command, &recognised, &shims);
     }

@@ -106,6 +106,8 @@ pub trait Provider: Site {
     fn verify(&self, place: Place) -> anyhow::Result<()>;
     /// Makes the template ready to be copied; nobody works in it from now on.
     fn seal_template(&self) -> anyhow::Result<()>;
+    /// Whether it is certain that nobody but isolane ever came to any of these lanes.
+    fn is_untouched(&self, lanes: &[Resource]) -> bool;
     /// The user's `address` as a worker of `place` gets it; `None` if it is not of here.
     fn address(&self, address: &Address, place: Place) -> Option<String>;
     /// What a worker of `place` gets besides.

@@ -12,6 +12,9 @@ use crate::provider::{Access, Provider, Site};
 use crate::secret::{Secret, Vault};
 use crate::settings::{Isolation, Settings};
 
+/// The folder of the socket within the run's own, which nobody else can enter.
+pub const API_FOLDER: &str = "api";
+
 /// A run that has been announced.
 #[derive(Debug)]
 pub struct Run {
@@ -41,7 +44,7 @@ pub type Environment = Vec<(String, String)>;
 impl Run {
     /// The socket of the run's API.
     pub fn socket(&self) -> PathBuf {
-        self.root.join("api.sock")
+        self.root.join(API_FOLDER).join("api.sock")
     }
 
     /// Where things are undone.

@@ -28,7 +28,7 @@ use crate::ledger::run::RunState;
 use crate::ledger::{self, Durability};
 use crate::os::process::{self, Ended};
 use crate::os::signal::Signals;
-use crate::provider::{Directories, ResourceKind};
+use crate::provider::{Directories, Provider, ResourceKind};
 use crate::roster::{Roster, Tally};
 use crate::run::Run;
 use crate::runner::Recognised;
@@ -190,10 +190,12 @@ fn home(
             kept += 1;
         }
     }
+    let untouched = untouched(&run, &roster.tally());
     let swept = sweep(&run.inventory, &run.sites(), Scope::Run);
     let tally = roster.tally();
     let mut notices = started.notices.clone();
     notices.extend(tally.notices.iter().cloned());
+    notices.extend(untouched);
     notices.extend(missing_reports(&tally, served.ended, command, recognised));
     let state = match served.ended {
         Ended::Exited(0) => RunState::Passed,
@@ -225,6 +227,26 @@ fn home(
     };
     started.finish();
     outcome
+}
+
+/// A word to those whose tests work in some database, and not in the lanes'.
+fn untouched(run: &Run, tally: &Tally) -> Option<String> {
+    if tally.tests == 0 {
+        return None;
+    }
+    let owed = run.inventory.owed();
+    let lanes_of = |provider: &dyn Provider| -> Vec<_> {
+        let its = owed.iter().map(|item| &item.resource).filter(|it| it.provider == provider.id());
+        its.filter(|it| it.place.lane().is_some()).cloned().collect()
+    };
+    let is_untouched = run.providers.iter().any(|provider| provider.is_untouched(&lanes_of(&**provider)));
+    is_untouched.then(|| {
+        let names: Vec<_> = run.settings.url_variables.iter().map(|variable| variable.name.as_str()).collect();
+        format!(
+            "no test came to its lane's database; if yours use one, they do not take its address from {} (--url-var names another variable)",
+            names.join(", ")
+        )
+    })
 }
 
 /// What each provider did, for the summary.

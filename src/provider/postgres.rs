@@ -228,6 +228,13 @@ impl Provider for Postgres {
         }
     }
 
+    fn is_untouched(&self, lanes: &[Resource]) -> bool {
+        match &self.separation {
+            Separation::Database(databases) => databases.are_untouched(lanes).unwrap_or(false),
+            Separation::Schema(_) => false,
+        }
+    }
+
     fn address(&self, address: &Address, place: Place) -> Option<String> {
         let Address::Postgres(address) = address else { return None };
         if address.id() != self.id() {

@@ -201,6 +201,11 @@ impl Provider for Sqlite {
         Ok(())
     }
 
+    fn is_untouched(&self, _lanes: &[Resource]) -> bool {
+        // Who only reads leaves no trace in a file.
+        false
+    }
+
     fn address(&self, address: &Address, place: Place) -> Option<String> {
         let Address::Sqlite(address) = address else { return None };
         (address.path() == self.source.path()).then(|| address.with_path(&self.path(place)))

@@ -23,7 +23,7 @@ use crate::name::{Place, RunId};
 use crate::os::lock::RunLock;
 use crate::os::signal::Signals;
 use crate::provider::{Directories, Owner, Postgres, Provider, Sqlite};
-use crate::run::Run;
+use crate::run::{API_FOLDER, Run};
 use crate::runner::{PLUGIN_MODULE, Recognised, Shims};
 use crate::secret::{Vault, mask_command};
 use crate::settings::{Isolation, Keep, Settings};
@@ -137,6 +137,9 @@ impl Started {
     }
 
     fn write_shims(&self) -> io::Result<()> {
+        let folder = self.run.root.join(API_FOLDER);
+        fs::create_dir(&folder)?;
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
         fs::write(&self.shims.exec, EXEC_SHIM)?;
         fs::set_permissions(&self.shims.exec, fs::Permissions::from_mode(0o700))?;
         fs::create_dir(&self.shims.python)?;

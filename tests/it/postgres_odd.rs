@@ -42,6 +42,18 @@ fn settings_that_the_login_may_not_repeat_are_left_out_and_named() {
 }
 
 #[test]
+fn a_suite_that_looks_elsewhere_for_its_database_is_told_so() {
+    let database = Server::shared().database("CREATEDB");
+    let lab = Lab::on(&database).with("REAL", database.url());
+    let suite = "import os, psycopg\ndef test_select(): psycopg.connect(os.environ['WHERE']).execute('SELECT 1')\n";
+    lab.file("test_elsewhere.py", &suite.replace("WHERE", "REAL"));
+    lab.pytest("-n 2").run().assert_code(0).assert_says("no test came to its lane's database");
+    lab.file("test_elsewhere.py", &suite.replace("WHERE", "DATABASE_URL"));
+    lab.pytest("-n 2").run().assert_code(0).assert_does_not_say("no test came");
+    database.assert_nothing_left(&lab);
+}
+
+#[test]
 fn what_was_prepared_for_a_commit_in_two_phases_does_not_hold_a_lane() {
     let database = Server::shared().database("CREATEDB");
     database.sql("CREATE TABLE orders (name int)");

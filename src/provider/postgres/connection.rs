@@ -35,6 +35,8 @@ pub fn config(address: &PostgresAddress, application: &str) -> anyhow::Result<Co
 
 /// How long to wait for a place on a server that is full.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long for that of a session of our own that was closed.
+const AFTERGLOW: Duration = Duration::from_secs(1);
 /// How long between two looks.
 const BREATH: Duration = Duration::from_millis(20);
 
@@ -145,7 +147,7 @@ impl Pool {
 
     /// A connection, and whether it had been used before.
     fn take(&self) -> anyhow::Result<(Client, bool)> {
-        let deadline = Instant::now() + PATIENCE;
+        let began = Instant::now();
         loop {
             let mut state = self.state();
             if let Some(client) = state.idle.pop() {
@@ -164,8 +166,10 @@ impl Pool {
             };
             let mut state = self.state();
             state.working -= 1;
-            // The server has no place for one more: others here will have done with theirs.
-            if !refusal.is_full() || state.working == 0 || Instant::now() > deadline {
+            // The server has no place for one more: others here will have done with theirs, and
+            // a session that was just closed takes a moment to be gone.
+            let patience = if state.working == 0 { AFTERGLOW } else { PATIENCE };
+            if !refusal.is_full() || began.elapsed() > patience {
                 return Err(refusal.into_error());
             }
             drop(self.changed.wait_timeout(state, BREATH));

@@ -13,6 +13,7 @@ use super::server::Server;
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
 use crate::name::Place;
+use crate::provider::Resource;
 
 /// Databases as lanes.
 #[derive(Debug)]
@@ -135,6 +136,18 @@ impl Databases {
     /// The settings of the user's database that the login may not give to another.
     pub fn skipped(&self) -> Vec<String> {
         self.skipped.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Whether no session ever was in any of these, not even one that filled it.
+    pub fn are_untouched(&self, lanes: &[Resource]) -> anyhow::Result<bool> {
+        // Sessions are counted since PostgreSQL 14, and at once since 15.
+        if self.facts.version < 150_000 || lanes.is_empty() {
+            return Ok(false);
+        }
+        let names: Vec<&str> = lanes.iter().map(|lane| lane.name.as_str()).collect();
+        let sql = "SELECT coalesce(sum(sessions), 0)::bigint FROM pg_stat_database WHERE datname = ANY($1)";
+        let sessions = self.server.maintenance.with(|client| client.query_one(sql, &[&names])).map_err(readable)?;
+        Ok(sessions.get::<_, i64>(0) == 0)
     }
 
     /// Lets nobody into the template any more: a session in it would stop every copy.
