@@ -139,7 +139,8 @@ fn the_third_ctrl_c_leaves_the_cleaning_to_the_watchdog() {
     let lab = Lab::on(&database);
     // Cleaning takes long, because a record's cleaner does.
     lab.file("isolane.toml", "[cleaner.slow]\nrun = \"trap '' INT; : >$SEEN/cleaning; sleep 600; : {key}\"\n");
-    let mut terminal = lab.sh("", "isolane record slow x; : >$SEEN/ready; sleep 600").start_on_terminal();
+    // `exec`: a shell that is about to fork may keep an interrupt to itself.
+    let mut terminal = lab.sh("", "isolane record slow x; : >$SEEN/ready; exec sleep 600").start_on_terminal();
     let seen = |name: &str| wait_until(name, || lab.path("../seen").join(name).exists());
     seen("ready");
     terminal.press_ctrl_c();
