@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{SigHandler, Signal, kill, killpg, signal};
 use nix::unistd::Pid;
 
 /// No program of these tests takes as long when all is well, even on a busy machine.
@@ -33,8 +33,18 @@ pub struct Program {
 }
 
 impl Program {
-    /// A command whose environment and folder are set already.
-    pub fn new(command: Command) -> Self {
+    /// A command whose environment and folder are set already. It begins with ordinary
+    /// signals: whoever runs these tests in the background has a shell that ignores some.
+    pub fn new(mut command: Command) -> Self {
+        let ordinary = || {
+            for kind in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGHUP] {
+                // Safety: it is the default that is set, and no handler.
+                unsafe { signal(kind, SigHandler::SigDfl) }?;
+            }
+            Ok(())
+        };
+        // Safety: signal(2) is async-signal-safe, and nothing of ours is touched.
+        unsafe { command.pre_exec(ordinary) };
         Self { command, input: None }
     }
 
