@@ -1,7 +1,7 @@
 //! Points in time, as the ledger writes them.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since 1970, UTC. It prints as ISO-8601: `2026-03-01T12:00:00.000Z`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +25,19 @@ impl Timestamp {
     }
 }
 
+impl Timestamp {
+    /// Reads what [`Timestamp`] prints.
+    pub fn parse(text: &str) -> Option<Self> {
+        let time: jiff::Timestamp = text.parse().ok()?;
+        u64::try_from(time.as_millisecond()).ok().map(Self)
+    }
+
+    /// How long ago it was at `now`; nothing, where it is still to come.
+    pub fn age(self, now: Self) -> Duration {
+        Duration::from_millis(now.0.saturating_sub(self.0))
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = i64::try_from(self.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
@@ -40,5 +53,7 @@ mod tests {
     fn a_time_prints_with_milliseconds_in_utc() {
         assert_eq!(Timestamp(1_772_366_400_005).to_string(), "2026-03-01T12:00:00.005Z");
         assert_eq!(Timestamp::from_seconds(1_772_366_400.0).to_string(), "2026-03-01T12:00:00.000Z");
+        assert_eq!(Timestamp::parse("2026-03-01T12:00:00.005Z"), Some(Timestamp(1_772_366_400_005)));
+        assert_eq!(Timestamp::parse("yesterday"), None);
     }
 }

@@ -1,13 +1,17 @@
 //! What a run made or promised to make, in memory and in the ledger alike. The promise
-//! is on the disk before the deed.
+//! is on the disk before the deed. The watchdog hears it as well: should the ledger be
+//! lost, or its disk be full, the run goes on, and what it makes is undone all the same.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::fs::File;
+use std::io::Write;
+use std::sync::{Mutex, OnceLock};
 
-use anyhow::Context;
+use anyhow::bail;
 
 use crate::clock::Timestamp;
-use crate::ledger::resource::{self, ResourceEvent, ResourceKey, ResourceState, Words};
+use crate::fault::{self, Step};
+use crate::ledger::resource::{self, IllegalStep, ResourceEvent, ResourceKey, ResourceState, Words};
 use crate::ledger::{Durability, RunKey, Writer};
 use crate::name::Place;
 use crate::provider::{Provider, Resource, ResourceKind};
@@ -15,7 +19,8 @@ use crate::provider::{Provider, Resource, ResourceKind};
 /// One thing, and how it stands.
 #[derive(Clone, Debug)]
 pub struct Item {
-    key: ResourceKey,
+    /// Its number in the ledger, where the ledger knows it.
+    key: Option<ResourceKey>,
     /// The thing.
     pub resource: Resource,
     /// How it stands.
@@ -31,28 +36,63 @@ fn words(resource: &Resource) -> Words {
     }
 }
 
+/// Kinds and places that only a newer isolane knows are left to that one.
+fn resource_of(words: Words) -> Option<Resource> {
+    let (kind, place) = (ResourceKind::parse(&words.kind)?, Place::parse(&words.place)?);
+    Some(Resource { provider: words.provider, kind, name: words.name, place })
+}
+
+/// A promise as the watchdog hears it: one line.
+pub fn promise_line(resource: &Resource) -> Vec<u8> {
+    let mut line = serde_json::to_vec(&words(resource)).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+/// Reads what [`promise_line`] wrote.
+pub fn promised(line: &str) -> Option<Resource> {
+    resource_of(serde_json::from_str(line).ok()?)
+}
+
 /// All things of a run.
 #[derive(Debug)]
 pub struct Inventory {
     writer: Writer,
     run: RunKey,
     items: Mutex<Vec<Item>>,
+    /// The way to the watchdog.
+    watchdog: Option<Mutex<File>>,
+    /// Why the ledger takes no promises any more.
+    lost: OnceLock<String>,
 }
 
 impl Inventory {
-    /// An empty one for this run.
-    pub fn new(writer: Writer, run: RunKey) -> Self {
-        Self { writer, run, items: Mutex::default() }
+    /// An empty one for this run, whose watchdog hears every promise.
+    pub fn new(writer: Writer, run: RunKey, watchdog: Option<File>) -> Self {
+        Self { writer, run, items: Mutex::default(), watchdog: watchdog.map(Mutex::new), lost: OnceLock::new() }
     }
 
-    /// What the ledger says that a run owes still; one that died, mostly. Kinds and places
-    /// that only a newer isolane knows are left to that one.
+    /// What the ledger says that a run owes still; one that died, mostly.
     pub fn recall(writer: Writer, run: RunKey, owed: Vec<(ResourceKey, Words, ResourceState)>) -> Self {
-        let items = owed.into_iter().filter_map(|(key, words, state)| {
-            let (kind, place) = (ResourceKind::parse(&words.kind)?, Place::parse(&words.place)?);
-            Some(Item { key, resource: Resource { provider: words.provider, kind, name: words.name, place }, state })
-        });
-        Self { items: Mutex::new(items.collect()), ..Self::new(writer, run) }
+        let items = owed
+            .into_iter()
+            .filter_map(|(key, words, state)| Some(Item { key: Some(key), resource: resource_of(words)?, state }));
+        Self { items: Mutex::new(items.collect()), ..Self::new(writer, run, None) }
+    }
+
+    /// Adds what the run promised, as others know and the ledger does not.
+    pub fn adopt(&self, promised: Vec<Resource>) {
+        let mut items = self.items();
+        for resource in promised {
+            if items.iter().all(|item| item.resource != resource) {
+                items.push(Item { key: None, resource, state: ResourceState::Planned });
+            }
+        }
+    }
+
+    /// Why the ledger does not know all that was made; `None` where it does.
+    pub fn lost(&self) -> Option<&str> {
+        self.lost.get().map(String::as_str)
     }
 
     fn items(&self) -> std::sync::MutexGuard<'_, Vec<Item>> {
@@ -67,8 +107,10 @@ impl Inventory {
         self.promise(plans.iter().flat_map(|(_, resources)| resources.clone()).collect(), worker)?;
         for (provider, resources) in plans {
             for resource in &resources {
+                fault::before(Step::Create)?;
                 provider.create(resource)?;
-                self.happened(resource, ResourceEvent::Create, None);
+                self.happened(resource, ResourceEvent::Create, None)?;
+                fault::after(Step::Create)?;
             }
             provider.verify(place)?;
         }
@@ -76,40 +118,62 @@ impl Inventory {
     }
 
     fn promise(&self, resources: Vec<Resource>, worker: Option<&str>) -> anyhow::Result<()> {
+        fault::before(Step::Promise)?;
+        let is_heard = self.tell_watchdog(&resources);
         let (run, worker, planned) = (self.run, worker.map(str::to_owned), resources.clone());
-        let keys = self
-            .writer
-            .commit(Durability::Machine, move |db| {
-                planned
-                    .iter()
-                    .map(|resource| resource::plan(db, run, worker.as_deref(), &words(resource)))
-                    .collect::<Result<Vec<_>, _>>()
-            })
-            .context("cannot write into the ledger what is going to be made")?;
+        let written = self.writer.commit(Durability::Machine, move |db| {
+            planned
+                .iter()
+                .map(|resource| resource::plan(db, run, worker.as_deref(), &words(resource)))
+                .collect::<Result<Vec<_>, _>>()
+        });
+        let keys = match written {
+            Ok(keys) => keys.into_iter().map(Some).collect(),
+            Err(error) if is_heard => {
+                self.lost.get_or_init(|| error.to_string());
+                vec![None; resources.len()]
+            }
+            Err(error) => bail!("cannot write into the ledger what is going to be made: {error}"),
+        };
         let items = keys.into_iter().zip(resources).map(|(key, resource)| Item {
             key,
             resource,
             state: ResourceState::Planned,
         });
         self.items().extend(items);
-        Ok(())
+        fault::after(Step::Promise)
+    }
+
+    /// Whether the watchdog knows now.
+    fn tell_watchdog(&self, resources: &[Resource]) -> bool {
+        let Some(watchdog) = &self.watchdog else { return false };
+        let mut line = watchdog.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        resources.iter().all(|resource| line.write_all(&promise_line(resource)).is_ok())
     }
 
     /// Notes what happened to a resource.
-    pub fn happened(&self, resource: &Resource, event: ResourceEvent, error: Option<String>) {
+    pub fn happened(
+        &self,
+        resource: &Resource,
+        event: ResourceEvent,
+        error: Option<String>,
+    ) -> Result<(), IllegalStep> {
         let mut items = self.items();
         // The newest of its name: a lane that was cleaned is made again under it.
-        let Some(item) = items.iter_mut().rev().find(|item| item.resource == *resource) else { return };
-        let Some(state) = item.state.next(event) else { return };
+        let Some(item) = items.iter_mut().rev().find(|item| item.resource == *resource) else { return Ok(()) };
+        let state = item.state.next(event)?;
         item.state = state;
-        let (key, at) = (item.key, Timestamp::now());
-        self.writer.tell(move |db| resource::reached(db, key, state, error.as_deref(), at));
+        if let Some(key) = item.key {
+            let at = Timestamp::now();
+            self.writer.tell(move |db| resource::reached(db, key, state, error.as_deref(), at));
+        }
+        Ok(())
     }
 
     /// Notes that a place serves this worker from now on.
     pub fn serves(&self, place: Place, worker: &str) {
         let keys: Vec<_> =
-            self.owed().iter().filter(|item| item.resource.place == place).map(|item| item.key).collect();
+            self.owed().iter().filter(|item| item.resource.place == place).filter_map(|item| item.key).collect();
         let worker = worker.to_owned();
         self.writer.tell(move |db| keys.iter().try_for_each(|key| resource::serves(db, *key, &worker)));
     }

@@ -9,6 +9,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::error::one_line;
+use crate::fault::{self, Step};
 use crate::lane::{LaneBook, Stage};
 use crate::name::{Lane, Place};
 use crate::os::port::PortBlock;
@@ -101,6 +102,11 @@ impl Keeper {
                 self.state().book.take_back(lane);
                 return Err(error);
             }
+        }
+        let handed = fault::before(Step::HandOut).and_then(|()| fault::after(Step::HandOut));
+        if let Err(error) = handed {
+            self.release(worker);
+            return Err(error);
         }
         self.run.inventory.serves(Place::Lane(lane), worker);
         let port_base = self.state().ports.get(&lane).map_or(0, PortBlock::base);

@@ -53,6 +53,18 @@ pub fn open(path: &Path) -> anyhow::Result<Connection> {
     Ok(db)
 }
 
+/// Opens a ledger that exists; none is made where it does not.
+pub fn open_existing(path: &Path) -> anyhow::Result<Option<Connection>> {
+    if path.exists() { open(path).map(Some) } else { Ok(None) }
+}
+
+/// A ledger that nobody else sees, and that is forgotten.
+pub fn in_memory() -> anyhow::Result<Connection> {
+    let mut db = Connection::open_in_memory()?;
+    create(&mut db)?;
+    Ok(db)
+}
+
 /// The ledger's version; 0 for an empty file.
 fn version(db: &Connection) -> anyhow::Result<i32> {
     // One statement sees one state, whatever another run is just making.

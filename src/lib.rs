@@ -30,8 +30,10 @@
 
 pub mod name;
 pub mod error;
+pub mod fault;
 pub mod secret;
 pub mod clock;
+pub mod mark;
 pub mod os;
 pub mod address;
 pub mod settings;

@@ -12,7 +12,7 @@ pub use sqlite::{Sqlite, SqliteFiles};
 use std::fmt::Debug;
 
 use crate::address::Address;
-use crate::name::{Place, RunId, Tag};
+use crate::name::{Place, Tag};
 
 /// Something made, or about to be made, outside this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,15 +69,6 @@ pub struct Access {
     pub schema: String,
 }
 
-/// The run for which things are made: it is written on everything that can carry a mark.
-#[derive(Clone, Debug)]
-pub struct Owner {
-    /// The run.
-    pub run: RunId,
-    /// This machine.
-    pub host: String,
-}
-
 /// Where things are, and how they are undone. It needs no more than an address and names,
 /// so it serves the dead as well. Every call may be repeated, with the same result.
 pub trait Site: Debug + Send + Sync {
@@ -94,6 +85,11 @@ pub trait Site: Debug + Send + Sync {
 /// A source of lanes. Every call is synchronous and may be repeated after a crash, with
 /// the same result.
 pub trait Provider: Site {
+    /// Says where things are made that the run lives, to who cannot see its lock. It holds
+    /// until this process ends.
+    fn claim(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
     /// What it is and how it separates lanes, for the summary.
     fn summary(&self) -> String;
     /// Whether lanes are made from a template of the run, which must be made first.

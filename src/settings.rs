@@ -62,6 +62,15 @@ impl Runner {
             Self::Plain => "plain",
         }
     }
+
+    /// What its workers' names begin with, before a number.
+    pub fn worker_word(self) -> &'static str {
+        match self {
+            Self::Pytest => "gw",
+            Self::Nextest | Self::CargoTest => "slot",
+            Self::Plain => "w",
+        }
+    }
 }
 
 /// How records of one kind are removed.

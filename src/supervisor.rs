@@ -4,6 +4,7 @@
 //! announcement, the same sweep undoes what was made.
 
 mod command;
+mod phase;
 mod start;
 
 pub use command::resolve;
@@ -21,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::api::{self, Api, Stories};
 use crate::clock::Timestamp;
 use crate::error::{Stop, one_line};
+use crate::fault::{self, Step};
 use crate::keeper::Keeper;
 use crate::ledger::record::{self, RecordState};
 use crate::ledger::resource::ResourceEvent;
@@ -33,8 +35,9 @@ use crate::roster::{Roster, Tally};
 use crate::run::Run;
 use crate::runner::Recognised;
 use crate::settings::{Isolation, Keep, Runner, Settings};
-use crate::sweep::{Scope, SweepReport, sweep};
+use crate::sweep::{Scope, SweepReport, patiently, sweep};
 use command::{Commands, came_early};
+use phase::{Event, Progress};
 use start::Started;
 
 /// How long processes that outlive the command may take to end by themselves, once told.
@@ -81,6 +84,7 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     // Before any thread is there, because threads inherit what is blocked.
     let signals = Signals::listen()?;
     process::become_subreaper()?;
+    let progress = Arc::new(Progress::begin());
     let started = start::start(settings, command, recognised, &signals).map_err(|error| match signals.read() {
         Ok(Some(arrival)) => came_early(arrival.signal),
         _ => error,
@@ -89,21 +93,27 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     let roster = Arc::new(Roster::new(run.key, run.writer.clone(), run.vault.clone()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let keeper = Arc::new(Keeper::new(Arc::clone(&run)));
-    let served = runtime.block_on(serve(&run, &keeper, &roster, signals, &program, command, recognised, &started));
-    command::heed(served.as_ref().map_or(0, |served| served.asked));
+    let served =
+        runtime.block_on(serve(&run, &keeper, &roster, signals, &program, command, recognised, &started, &progress));
+    progress.step(Event::Ended)?;
+    command::heed(&progress);
     // Whatever the command left behind would go on writing into what is undone next.
+    let stopped = fault::before(Step::Stop);
     process::stop_descendants(GRACE);
+    let stopped = stopped.and_then(|()| fault::after(Step::Stop));
     // Tasks that still make or clean a lane finish; then nothing is made any more.
     drop(runtime);
     drop(keeper);
-    let served = match served {
+    let served = match served.and_then(|served| stopped.map(|()| served)) {
         Ok(served) => served,
         Err(error) => {
             started.take_back();
             return Err(error);
         }
     };
-    Ok(home(started, &roster, &served, began, command, recognised))
+    let outcome = home(started, &roster, &served, began, command, recognised, &progress);
+    progress.step(Event::Cleaned)?;
+    Ok(outcome)
 }
 
 /// How the command came out.
@@ -111,8 +121,6 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
 struct Served {
     ended: Ended,
     began: Instant,
-    /// How many signals asked for that.
-    asked: u32,
 }
 
 #[expect(clippy::too_many_arguments, reason = "they are the parts of a run, and this is where they meet")]
@@ -125,6 +133,7 @@ async fn serve(
     command: &[OsString],
     recognised: &Recognised,
     started: &Started,
+    progress: &Progress,
 ) -> anyhow::Result<Served> {
     let listener = UnixListener::bind(run.socket())
         .map_err(|e| Stop::not_started(format!("cannot open the socket {}: {e}", run.socket().display())))?;
@@ -137,17 +146,21 @@ async fn serve(
     let signals = unsafe { AsyncFd::register(signals) }?;
     let mut commands = Commands::prepare(run, keeper, program, command, recognised, &started.shims).await?;
     if let Some(arrival) = signals.get_ref().read()? {
+        progress.step(Event::Signal)?;
         return Err(came_early(arrival.signal));
     }
     let began = Instant::now();
+    fault::before(Step::Start)?;
     commands.spawn(roster)?;
-    let ended = commands.wait(&signals, roster).await?;
+    fault::after(Step::Start)?;
+    progress.step(Event::Started)?;
+    let ended = commands.wait(&signals, roster, progress).await?;
     // What shims wrote with their last breath is read before the door closes.
     tokio::time::sleep(Duration::from_millis(1)).await;
     stories.told().await;
     door.abort();
     undertaker.abort();
-    Ok(Served { ended, began, asked: commands.asked() })
+    Ok(Served { ended, began })
 }
 
 /// Collects orphans that end: they fall to us and not to init, which would do it. Whoever is
@@ -172,6 +185,7 @@ fn home(
     began: Instant,
     command: &[OsString],
     recognised: &Recognised,
+    progress: &Progress,
 ) -> Outcome {
     let run = Arc::clone(&started.run);
     let back = Instant::now();
@@ -186,12 +200,12 @@ fn home(
     let mut kept = 0;
     if keep {
         for item in run.inventory.owed() {
-            run.inventory.happened(&item.resource, ResourceEvent::Keep, None);
-            kept += 1;
+            // What is stuck stays so.
+            kept += usize::from(run.inventory.happened(&item.resource, ResourceEvent::Keep, None).is_ok());
         }
     }
     let untouched = untouched(&run, &roster.tally());
-    let swept = sweep(&run.inventory, &run.sites(), Scope::Run);
+    let swept = patiently(|| sweep(&run.inventory, &run.sites(), Scope::Run));
     let tally = roster.tally();
     let mut notices = started.notices.clone();
     notices.extend(tally.notices.iter().cloned());
@@ -201,15 +215,17 @@ fn home(
         Ended::Exited(0) => RunState::Passed,
         Ended::Exited(_) => RunState::Failed,
         // The user's own wish is no crash.
-        Ended::Signalled(_) if served.asked > 0 => RunState::Failed,
+        Ended::Signalled(_) if progress.was_asked() => RunState::Failed,
         Ended::Signalled(_) | Ended::Unknown => RunState::Crashed,
     };
     let (key, code) = (run.key, served.ended.shell_code());
-    if let Err(error) =
-        run.writer.commit(Durability::Process, move |db| ledger::run::end(db, key, Some(code), state, Timestamp::now()))
-    {
-        notices.push(format!("the ledger could not be written to the end: {error}"));
-    }
+    let closed = fault::before(Step::Close)
+        .and_then(|()| {
+            let end = move |db: &_| ledger::run::end(db, key, Some(code), state, Timestamp::now());
+            Ok(run.writer.commit(Durability::Process, end)?)
+        })
+        .and_then(|()| fault::after(Step::Close));
+    notices.extend(ledger_trouble(&run, closed.err(), &started));
     let outcome = Outcome {
         ended: served.ended,
         tally,
@@ -227,6 +243,18 @@ fn home(
     };
     started.finish();
     outcome
+}
+
+/// What became of the ledger, where it is not as it should be. It is first of all a story:
+/// a run without one is cleaned up all the same.
+fn ledger_trouble(run: &Run, error: Option<anyhow::Error>, started: &Started) -> Option<String> {
+    let path = run.settings.ledger.display();
+    let what = match (run.inventory.lost().map(str::to_owned).or(error.as_ref().map(one_line)), started.has_ledger()) {
+        (_, false) => "was deleted or replaced while the run went on".to_owned(),
+        (Some(why), true) => format!("could not be written ({why})"),
+        (None, true) => return None,
+    };
+    Some(format!("the ledger {path} {what}: what it says of this run is not complete; cleanup did not need it"))
 }
 
 /// A word to those whose tests work in some database, and not in the lanes'.

@@ -2,12 +2,14 @@
 
 mod dead;
 
-pub use dead::{Manner, Swept, lock_path, sweep_dead_runs, sweep_run};
+pub use dead::{Memory, Swept, lock_path, sweep_dead_runs, sweep_run};
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use crate::error::one_line;
+use crate::fault::{self, Step};
 use crate::inventory::{Inventory, Item};
 use crate::ledger::resource::ResourceEvent;
 use crate::name::Place;
@@ -16,6 +18,10 @@ use crate::provider::{Resource, Site};
 /// How many places are undone at once. Dropping a database is mostly waiting for the
 /// server's checkpoint, which several drops share.
 const AT_ONCE: usize = 8;
+
+/// How long to wait before each further try, in milliseconds: a server may just be starting
+/// again.
+const PAUSES: [u64; 5] = [100, 300, 600, 1000, 1000];
 
 /// What a sweep came to. It goes on past every failure.
 #[derive(Debug, Default)]
@@ -33,6 +39,19 @@ pub enum Scope {
     Sites,
     /// One place of it.
     Place(Place),
+}
+
+/// Tries a sweep again while something does not go. Undoing twice is success.
+pub fn patiently(mut sweep: impl FnMut() -> SweepReport) -> SweepReport {
+    let mut report = sweep();
+    for pause in PAUSES {
+        if report.stuck.is_empty() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(pause));
+        report = sweep();
+    }
+    report
 }
 
 /// Undoes what the run owes within `scope`: sessions end first, then things go in the
@@ -75,24 +94,38 @@ fn undo(inventory: &Inventory, sites: &[&dyn Site], items: Vec<Item>, report: &M
     let site_of = |resource: &Resource| sites.iter().find(|site| site.id() == resource.provider);
     for item in &items {
         // If sessions do not end, removing fails in its turn and says so.
-        let _ = site_of(&item.resource).map(|site| site.disconnect(&item.resource));
+        let _ = site_of(&item.resource).map(|site| disconnect(*site, &item.resource));
     }
     for item in items.into_iter().rev() {
         let resource = item.resource;
         let done = site_of(&resource).map_or_else(
             || Err(anyhow::anyhow!("nothing here knows {}", resource.provider)),
-            |site| site.remove(&resource),
+            |site| remove(*site, &resource),
         );
         let mut report = report.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match done {
             Ok(()) => {
-                inventory.happened(&resource, ResourceEvent::Remove, None);
+                let _ = inventory.happened(&resource, ResourceEvent::Remove, None);
             }
             Err(error) => {
                 let why = one_line(&error);
-                inventory.happened(&resource, ResourceEvent::Fail, Some(why.clone()));
-                report.stuck.push((resource, why));
+                // Unless somebody else has removed it meanwhile.
+                if inventory.happened(&resource, ResourceEvent::Fail, Some(why.clone())).is_ok() {
+                    report.stuck.push((resource, why));
+                }
             }
         }
     }
+}
+
+fn disconnect(site: &dyn Site, resource: &Resource) -> anyhow::Result<()> {
+    fault::before(Step::Disconnect)?;
+    site.disconnect(resource)?;
+    fault::after(Step::Disconnect)
+}
+
+fn remove(site: &dyn Site, resource: &Resource) -> anyhow::Result<()> {
+    fault::before(Step::Remove)?;
+    site.remove(resource)?;
+    fault::after(Step::Remove)
 }

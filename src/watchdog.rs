@@ -7,29 +7,33 @@
 //! left of the run's processes, ends what the server is still making for it, and calls the
 //! same sweep that the supervisor would have called.
 //!
-//! Addresses come to it through a pipe, because arguments are for everybody to read.
+//! Addresses come to it through a pipe, because arguments are for everybody to read. So do
+//! the run's promises, so that the ledger may be lost as well.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use serde::{Deserialize, Serialize};
 
 use crate::address::{Address, LaneTarget, Variables};
+use crate::inventory::promised;
 use crate::name::RunId;
 use crate::os::lock::RunLock;
 use crate::os::process;
-use crate::sweep::{Manner, sweep_run};
+use crate::provider::Resource;
+use crate::sweep::{Memory, sweep_run};
 
 /// What the watchdog says when it is ready.
 const ARMED: &str = "armed\n";
 /// What the supervisor says before it leaves.
-const GOODBYE: &str = "goodbye\n";
-/// How often a sweep is tried: a server may just be starting again.
-const TRIES: u32 = 5;
+const GOODBYE: &str = "goodbye";
 /// How long the supervisor waits for the watchdog to leave, after a goodbye.
 const LEAVING: Duration = Duration::from_secs(1);
 
@@ -46,12 +50,19 @@ struct Charge {
 #[derive(Debug)]
 pub struct Watchdog {
     child: Child,
-    line: ChildStdin,
+    line: File,
 }
 
 impl Watchdog {
-    /// Starts the watchdog of a run and waits until it is on guard.
-    pub fn arm(ledger: &Path, lock: &Path, run: RunId, addresses: &[&Address], keep: bool) -> anyhow::Result<Self> {
+    /// Starts the watchdog of a run and waits until it is on guard. The file is the way for
+    /// promises to it.
+    pub fn arm(
+        ledger: &Path,
+        lock: &Path,
+        run: RunId,
+        addresses: &[&Address],
+        keep: bool,
+    ) -> anyhow::Result<(Self, File)> {
         let addresses = addresses
             .iter()
             .filter_map(|address| match address {
@@ -63,24 +74,30 @@ impl Watchdog {
         // This program, also when its file was replaced meanwhile.
         let mut command = process::command("/proc/self/exe");
         command.arg0("isolane").arg("watchdog").arg(ledger).arg(lock).arg(run.to_string());
+        // What a test does to the supervisor, it does not do to the watchdog.
+        command.env_remove("ISOLANE_FAULT");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let leave = || nix::unistd::setsid().map(drop).map_err(std::io::Error::from);
         // SAFETY: between fork and exec only setsid(2) is called, which is allowed there.
         unsafe { command.pre_exec(leave) };
         let mut child = command.spawn().context("cannot start it")?;
         process::spare(i32::try_from(child.id())?);
-        let mut line = child.stdin.take().context("it has no input")?;
+        let line: OwnedFd = child.stdin.take().context("it has no input")?.into();
+        let mut line = File::from(line);
         writeln!(line, "{charge}").context("cannot talk to it")?;
         let mut answer = [0; ARMED.len()];
         child.stdout.take().context("it has no output")?.read_exact(&mut answer).context("it did not come up")?;
         ensure!(answer == ARMED.as_bytes(), "it did not come up");
-        Ok(Self { child, line })
+        // Should it ever stand still, nobody waits for it.
+        fcntl(line.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let ear = line.try_clone()?;
+        Ok((Self { child, line }, ear))
     }
 
     /// Tells it that all is done, once the lock is free.
     pub fn say_goodbye(&mut self) {
         // If it is gone, nobody needs to be told.
-        let _ = self.line.write_all(GOODBYE.as_bytes());
+        let _ = writeln!(self.line, "{GOODBYE}");
     }
 
     /// Waits until it has left, which takes no longer than to notice that the lock is free.
@@ -103,16 +120,29 @@ pub fn guard(ledger: &Path, lock: &Path, run: RunId) -> anyhow::Result<()> {
     let lock = RunLock::other(lock)?;
     std::io::stdout().write_all(ARMED.as_bytes())?;
     std::io::stdout().flush()?;
+    let listener = std::thread::spawn(move || listen(line));
     lock.wait()?;
-    let mut last_words = String::new();
-    line.read_to_string(&mut last_words)?;
-    if last_words != GOODBYE {
+    // With the lock, the supervisor's end of the line is closed, or goodbye was said before.
+    let (promised, all_is_done) = listener.join().unwrap_or_default();
+    if !all_is_done {
         let variables: Variables = std::env::vars().collect();
         let here = std::env::current_dir().unwrap_or_default();
         let addresses: Vec<_> =
             charge.addresses.iter().filter_map(|text| Address::parse(text, &variables, &here).ok()).collect();
-        sweep_run(ledger, run, &addresses, Manner { keep: charge.keep, tries: TRIES })?;
+        sweep_run(ledger, run, &addresses, Memory { promised, keep: charge.keep })?;
         lock.remove();
     }
     Ok(())
+}
+
+/// What the supervisor promised, and whether it said goodbye.
+fn listen(line: impl BufRead) -> (Vec<Resource>, bool) {
+    let mut resources = Vec::new();
+    for text in line.lines().map_while(Result::ok) {
+        if text == GOODBYE {
+            return (resources, true);
+        }
+        resources.extend(promised(&text));
+    }
+    (resources, false)
 }

@@ -8,12 +8,14 @@ use serde_json::Value;
 
 use crate::address::Address;
 use crate::cli::SettingsArgs;
+use crate::clock::Timestamp;
 use crate::error::one_line;
 use crate::ledger;
+use crate::mark::Owner;
 use crate::name::RunId;
 use crate::os::port::PortBlock;
 use crate::os::process::PidFd;
-use crate::provider::{Owner, Postgres, Provider, Sqlite};
+use crate::provider::{Postgres, Provider, Sqlite};
 use crate::report::{Format, Rows};
 use crate::settings::Settings;
 
@@ -90,7 +92,7 @@ fn databases(settings: &Settings) -> Vec<Finding> {
 }
 
 fn database(settings: &Settings, address: &Address) -> Result<String, String> {
-    let owner = Owner { run: RunId::new(0), host: String::new() };
+    let owner = Owner { run: RunId::new(0), host: String::new(), since: Timestamp(0), worker: "w" };
     let root = Path::new("/");
     let provider: anyhow::Result<Box<dyn Provider>> = match address {
         Address::Postgres(postgres) => {

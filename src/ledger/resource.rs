@@ -1,6 +1,7 @@
 //! Resources in the ledger: what isolane made, or promised to make, and owes to undo.
 
-use rusqlite::{Connection, Result, params};
+use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
 
 use super::RunKey;
 use crate::clock::Timestamp;
@@ -37,16 +38,26 @@ pub enum ResourceEvent {
     Fail,
 }
 
+/// Something happened to a resource that cannot in its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{event:?} cannot happen to a resource that is {}", state.as_str())]
+pub struct IllegalStep {
+    state: ResourceState,
+    event: ResourceEvent,
+}
+
 impl ResourceState {
-    /// The state after `event`; `None` where that event is not possible.
-    /// Undoing may be repeated from every state: it is idempotent.
-    pub fn next(self, event: ResourceEvent) -> Option<Self> {
+    /// The table: the state after `event`. Undoing may be repeated from every state: it is
+    /// idempotent.
+    pub fn next(self, event: ResourceEvent) -> Result<Self, IllegalStep> {
         match (self, event) {
-            (Self::Planned, ResourceEvent::Create) => Some(Self::Created),
-            (_, ResourceEvent::Remove) => Some(Self::Removed),
-            (Self::Planned | Self::Created, ResourceEvent::Keep) => Some(Self::Kept),
-            (Self::Planned | Self::Created | Self::Kept | Self::Stuck, ResourceEvent::Fail) => Some(Self::Stuck),
-            _ => None,
+            (Self::Planned, ResourceEvent::Create) => Ok(Self::Created),
+            (_, ResourceEvent::Remove) => Ok(Self::Removed),
+            (Self::Planned | Self::Created, ResourceEvent::Keep) => Ok(Self::Kept),
+            (Self::Planned | Self::Created | Self::Kept | Self::Stuck, ResourceEvent::Fail) => Ok(Self::Stuck),
+            (Self::Created | Self::Removed | Self::Kept | Self::Stuck, ResourceEvent::Create)
+            | (Self::Removed | Self::Kept | Self::Stuck, ResourceEvent::Keep)
+            | (Self::Removed, ResourceEvent::Fail) => Err(IllegalStep { state: self, event }),
         }
     }
 
@@ -63,7 +74,7 @@ impl ResourceState {
 }
 
 /// A resource in the words of the ledger.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Words {
     /// The site's id.
     pub provider: String,
@@ -76,7 +87,7 @@ pub struct Words {
 }
 
 /// Enters a promise.
-pub fn plan(db: &Connection, run: RunKey, worker_id: Option<&str>, resource: &Words) -> Result<ResourceKey> {
+pub fn plan(db: &Connection, run: RunKey, worker_id: Option<&str>, resource: &Words) -> rusqlite::Result<ResourceKey> {
     db.execute(
         "INSERT INTO resource (run, worker_id, provider, kind, name, place, state)
          VALUES (?, ?, ?, ?, ?, ?, 'planned')",
@@ -86,7 +97,7 @@ pub fn plan(db: &Connection, run: RunKey, worker_id: Option<&str>, resource: &Wo
 }
 
 /// What a run owes still, in the order of promising.
-pub fn owed(db: &Connection, run: RunKey) -> Result<Vec<(ResourceKey, Words, ResourceState)>> {
+pub fn owed(db: &Connection, run: RunKey) -> rusqlite::Result<Vec<(ResourceKey, Words, ResourceState)>> {
     let sql = "SELECT resource, provider, kind, name, place, state FROM resource
                 WHERE run = ? AND state IN ('planned', 'created', 'stuck') ORDER BY resource";
     let mut statement = db.prepare(sql)?;
@@ -114,7 +125,7 @@ pub fn reached(
     state: ResourceState,
     error: Option<&str>,
     at: Timestamp,
-) -> Result<()> {
+) -> rusqlite::Result<()> {
     let column = match state {
         ResourceState::Created => "created_at = ?2,",
         ResourceState::Removed => "removed_at = ?2,",
@@ -125,7 +136,7 @@ pub fn reached(
 }
 
 /// Notes which worker a lane's resources serve now.
-pub fn serves(db: &Connection, resource: ResourceKey, worker_id: &str) -> Result<()> {
+pub fn serves(db: &Connection, resource: ResourceKey, worker_id: &str) -> rusqlite::Result<()> {
     db.execute("UPDATE resource SET worker_id = ?2 WHERE resource = ?1", params![resource.0, worker_id]).map(drop)
 }
 
@@ -143,7 +154,7 @@ mod tests {
             (E::Fail, [Some(S::Stuck), Some(S::Stuck), None, Some(S::Stuck), Some(S::Stuck)]),
         ];
         for (event, expected) in table {
-            assert_eq!(states.map(|state| state.next(event)), expected, "{event:?}");
+            assert_eq!(states.map(|state| state.next(event).ok()), expected, "{event:?}");
         }
     }
 }

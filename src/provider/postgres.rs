@@ -1,5 +1,6 @@
 //! PostgreSQL: a database for each lane, or a schema and a login role for each lane.
 
+mod claim;
 mod connection;
 mod database;
 mod dump;
@@ -8,20 +9,24 @@ mod schema;
 mod server;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, bail};
+use postgres::Client;
 
-use super::{Access, Owner, Provider, Resource, ResourceKind, Site};
+use super::{Access, Provider, Resource, ResourceKind, Site};
 use crate::address::{Address, LaneTarget, PostgresAddress};
 use crate::error::Stop;
+use crate::mark::Owner;
 use crate::name::{Identifier, Place, Tag};
 use crate::settings::Isolation;
+use claim::Claim;
 use connection::readable;
 use database::Databases;
 use facts::Facts;
 use schema::Schemas;
 pub use server::Server;
+use server::{COMMON, maintenance_databases};
 
 /// The lanes of one PostgreSQL database.
 #[derive(Debug)]
@@ -34,6 +39,25 @@ pub struct Postgres {
     /// Why this separation, for the summary.
     reason: String,
     has_setup: bool,
+    claim: Mutex<Claimed>,
+}
+
+/// How far the run's claim has come.
+#[derive(Default)]
+enum Claimed {
+    /// There is none.
+    #[default]
+    Not,
+    /// By a session where it cannot stay.
+    Passing(#[expect(dead_code, reason = "it is there to be held")] Client),
+    /// Until the end.
+    Held(Claim),
+}
+
+impl std::fmt::Debug for Claimed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Claimed").finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -58,11 +82,8 @@ impl Names {
 
     /// The mark: a comment that says whose a thing is.
     fn mark(&self, place: Place) -> String {
-        let place = place.lane().map_or("template".to_owned(), |lane| format!("lane {lane}"));
-        // Only hex digits, dashes and a host name: nothing that could end the literal.
-        let host: String =
-            self.owner.host.chars().filter(|c| c.is_ascii_alphanumeric() || "-._".contains(*c)).collect();
-        format!("isolane run {} {place} host {host}", self.owner.run)
+        // Letters, digits and a few signs: nothing that could end the literal.
+        self.owner.mark(place).to_string()
     }
 }
 
@@ -110,7 +131,29 @@ impl Postgres {
             Separation::Database(_) => None,
         };
         let reason = caveat.map_or(reason.clone(), |caveat| format!("{reason}; {caveat}"));
-        Ok(Self { server, address: address.clone(), names, facts, separation, reason, has_setup })
+        Ok(Self {
+            server,
+            address: address.clone(),
+            names,
+            facts,
+            separation,
+            reason,
+            has_setup,
+            claim: Mutex::default(),
+        })
+    }
+
+    fn claimed(&self) -> MutexGuard<'_, Claimed> {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves the claim into a database of the run's own.
+    fn settle(&self, database: &str) -> anyhow::Result<()> {
+        let config = self.server.config_of(database, &claim::application(&self.names.tag));
+        // In another database the same number is another lock, and both say the same.
+        let client = claim::take(&config, &self.names.tag)?;
+        *self.claimed() = Claimed::Held(Claim::hold(client, config, &self.names.tag));
+        Ok(())
     }
 
     fn databases(server: &Arc<Server>, address: &PostgresAddress, facts: &Facts, names: &Names) -> Separation {
@@ -152,6 +195,12 @@ impl Site for Postgres {
     }
 
     fn disconnect(&self, resource: &Resource) -> anyhow::Result<()> {
+        if resource.place == Place::Run
+            && let Claimed::Held(claim) = &*self.claimed()
+        {
+            // It is in the last thing that goes.
+            claim.let_go();
+        }
         self.server.disconnect(resource)
     }
 
@@ -161,6 +210,27 @@ impl Site for Postgres {
 }
 
 impl Provider for Postgres {
+    fn claim(&self) -> anyhow::Result<()> {
+        let session_in = |database: &str| {
+            let config = self.server.config_of(database, &claim::application(&self.names.tag));
+            claim::take(&config, &self.names.tag).map(|client| (client, config))
+        };
+        let hold = |(client, config)| Claimed::Held(Claim::hold(client, config, &self.names.tag));
+        let own = self.address.database();
+        // Not in the database that is copied, because nobody may be connected to it then; and
+        // not in template1, which is everybody's source, except for a moment.
+        let elsewhere = if own == COMMON { None } else { session_in(COMMON).ok() };
+        *self.claimed() = match (elsewhere, &self.separation) {
+            (Some(session), _) => hold(session),
+            (None, Separation::Schema(_)) => hold(session_in(own)?),
+            (None, Separation::Database(_)) => {
+                let passing = maintenance_databases(&self.address).find_map(|database| session_in(database).ok());
+                Claimed::Passing(passing.context("no database of the server can be connected to")?.0)
+            }
+        };
+        Ok(())
+    }
+
     fn summary(&self) -> String {
         let what = match &self.separation {
             Separation::Database(_) => "a database for each lane",
@@ -190,6 +260,14 @@ impl Provider for Postgres {
 
     fn plan(&self, place: Place) -> Vec<Resource> {
         let kinds: &[ResourceKind] = match &self.separation {
+            Separation::Database(_) if place == Place::Run => {
+                if matches!(*self.claimed(), Claimed::Passing(_)) {
+                    &[ResourceKind::Database]
+                } else {
+                    &[]
+                }
+            }
+            Separation::Schema(_) if place == Place::Run => &[],
             Separation::Database(_) => &[ResourceKind::Database],
             // Without setup, the user's own schema is dumped as it stands: nothing is made.
             Separation::Schema(_) if place == Place::Template && !self.has_setup => &[],
@@ -209,6 +287,7 @@ impl Provider for Postgres {
             Separation::Schema(schemas) if resource.kind == ResourceKind::Role => schemas.create_role(resource.place),
             Separation::Schema(schemas) => schemas.create_schema(resource.place, self.has_setup),
         };
+        let made = made.and_then(|()| if resource.place == Place::Run { self.settle(&resource.name) } else { Ok(()) });
         made.with_context(|| format!("cannot make the {} {}", resource.kind.as_str(), resource.name))
     }
 

@@ -163,6 +163,9 @@ impl Provider for Sqlite {
     }
 
     fn plan(&self, place: Place) -> Vec<Resource> {
+        if place == Place::Run {
+            return Vec::new();
+        }
         let name = self.path(place).display().to_string();
         vec![Resource { provider: self.id().to_owned(), kind: ResourceKind::File, name, place }]
     }

@@ -15,6 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
+use super::phase::{Action, Event, Progress};
 use crate::clock::Timestamp;
 use crate::error::{ExitCode, Stop};
 use crate::keeper::{Grant, Keeper};
@@ -128,8 +129,6 @@ pub struct Commands {
     children: Vec<Child>,
     /// Readers of marked output.
     pumps: Vec<JoinHandle<()>>,
-    /// How many signals asked for the end.
-    asked: u32,
 }
 
 #[derive(Debug)]
@@ -187,7 +186,7 @@ impl Commands {
                 }
             }
         }
-        Ok(Self { copies, children: Vec::new(), pumps: Vec::new(), asked: 0 })
+        Ok(Self { copies, children: Vec::new(), pumps: Vec::new() })
     }
 
     /// Starts all copies, in our own process group and on our own terminal.
@@ -216,9 +215,12 @@ impl Commands {
     }
 
     /// Waits for all copies; the first end that was no success is the one that counts.
-    /// The first signal goes on to the command; the second stops everything; the third ends
-    /// the supervisor itself.
-    pub async fn wait(&mut self, signals: &AsyncFd<Signals>, roster: &Roster) -> anyhow::Result<Ended> {
+    pub async fn wait(
+        &mut self,
+        signals: &AsyncFd<Signals>,
+        roster: &Roster,
+        progress: &Progress,
+    ) -> anyhow::Result<Ended> {
         let mut result = Ended::Exited(0);
         while !self.children.is_empty() {
             tokio::select! {
@@ -231,7 +233,7 @@ impl Commands {
                 }
                 guard = signals.readable() => {
                     let mut guard = guard?;
-                    self.hear(signals.get_ref(), roster)?;
+                    self.hear(signals.get_ref(), roster, progress)?;
                     guard.clear_ready();
                 }
             }
@@ -240,7 +242,7 @@ impl Commands {
             // A terminal's signal reaches the command and us at once, and we may have heard of
             // its end first.
             tokio::time::sleep(HEARSAY).await;
-            self.hear(signals.get_ref(), roster)?;
+            self.hear(signals.get_ref(), roster, progress)?;
         }
         for pump in self.pumps.drain(..) {
             // A grandchild may hold the pipe open for ever; it is stopped a little later.
@@ -250,25 +252,19 @@ impl Commands {
     }
 
     /// Does what signals ask for that have arrived.
-    fn hear(&mut self, signals: &Signals, roster: &Roster) -> std::io::Result<()> {
+    fn hear(&mut self, signals: &Signals, roster: &Roster, progress: &Progress) -> anyhow::Result<()> {
         while let Some(arrival) = signals.read()? {
-            self.asked += 1;
             roster.interrupt();
-            if self.asked > 2 {
-                leave(arrival.signal);
-            } else if self.asked > 1 {
-                self.stop_now();
-            } else if !arrival.from_terminal {
-                // The terminal would have told the whole group already.
-                self.pass_on(arrival.signal);
+            match progress.step(Event::Signal)? {
+                // The terminal has told the whole group already.
+                Action::PassOn if arrival.from_terminal => {}
+                Action::PassOn => self.pass_on(arrival.signal),
+                Action::StopTests => self.stop_now(),
+                Action::Leave => leave(arrival.signal),
+                Action::GoOn | Action::CallOff | Action::Clean | Action::Report => {}
             }
         }
         Ok(())
-    }
-
-    /// How many signals have asked for the end.
-    pub fn asked(&self) -> u32 {
-        self.asked
     }
 
     fn pass_on(&self, signal: Signal) {
@@ -297,14 +293,13 @@ impl Commands {
     }
 }
 
-/// Leaves at the third signal while the run comes home; `asked` came before.
-pub fn heed(asked: u32) {
+/// Goes on hearing signals while the run comes home: the third of all leaves.
+pub fn heed(progress: &Arc<Progress>) {
+    let progress = Arc::clone(progress);
     std::thread::spawn(move || {
         let Ok(signals) = Signals::listen() else { return };
-        let mut asked = asked;
         while let Ok(Some(arrival)) = signals.wait(None) {
-            asked += 1;
-            if asked > 2 {
+            if progress.step(Event::Signal) == Ok(Action::Leave) {
                 leave(arrival.signal);
             }
         }

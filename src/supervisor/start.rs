@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -16,18 +16,20 @@ use super::command;
 use crate::address::Address;
 use crate::clock::Timestamp;
 use crate::error::{Stop, one_line};
+use crate::fault::{self, Step};
 use crate::inventory::Inventory;
 use crate::ledger::run::{NewRun, RunState};
-use crate::ledger::{self, Durability, Writer};
+use crate::ledger::{self, Durability, RunKey, Writer};
+use crate::mark::Owner;
 use crate::name::{Place, RunId};
 use crate::os::lock::RunLock;
 use crate::os::signal::Signals;
-use crate::provider::{Directories, Owner, Postgres, Provider, Sqlite};
+use crate::provider::{Directories, Postgres, Provider, Sqlite};
 use crate::run::{API_FOLDER, Run};
 use crate::runner::{PLUGIN_MODULE, Recognised, Shims};
 use crate::secret::{Vault, mask_command};
 use crate::settings::{Isolation, Keep, Settings};
-use crate::sweep::{Scope, Swept, lock_path, sweep, sweep_dead_runs};
+use crate::sweep::{Scope, Swept, lock_path, patiently, sweep, sweep_dead_runs};
 use crate::watchdog::Watchdog;
 
 const EXEC_SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/isolane-exec"));
@@ -44,6 +46,8 @@ pub struct Started {
     pub notices: Vec<String>,
     lock: RunLock,
     watchdog: Watchdog,
+    /// Which file the ledger is: device and inode.
+    ledger_file: Option<(u64, u64)>,
     writer_thread: JoinHandle<Option<rusqlite::Error>>,
 }
 
@@ -58,7 +62,7 @@ pub fn start(
     let id = RunId::new(now.0);
     let tag = id.tag();
     let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let owner = Owner { run: id, host: host.clone() };
+    let owner = Owner { run: id, host: host.clone(), since: now, worker: recognised.runner.worker_word() };
     let root = place_of_root(&settings).join(format!("isolane-{tag}"));
     let providers = providers(&settings, &root, &owner)?;
     let vault = Vault::new(settings.secrets());
@@ -74,6 +78,7 @@ pub fn start(
     };
     let db = ledger::open(&ledger_path).map_err(|e| cannot(&e))?;
     let (writer, writer_thread) = Writer::start(db);
+    fault::before(Step::Lock)?;
     let lock = hold_lock(&ledger_path, id).map_err(|e| cannot(&e.into()))?;
     let notices = tidy(&ledger_path, &host, &settings);
     let new_run = NewRun {
@@ -84,17 +89,15 @@ pub fn start(
         cwd: settings.cwd.display().to_string(),
         started_at: now,
     };
-    let key = match writer.commit(Durability::Process, move |db| ledger::run::begin(db, &new_run)) {
+    let key = match fault::after(Step::Lock).and_then(|()| announce(&writer, new_run)) {
         Ok(key) => key,
         Err(error) => {
             let _ = lock.release();
-            return Err(cannot(&error.into()));
+            return Err(cannot(&error));
         }
     };
-    let addresses: Vec<_> = settings.url_variables.iter().flat_map(|variable| &variable.addresses).collect();
-    let keep = settings.keep == Keep::Always;
-    let watchdog = match Watchdog::arm(&ledger_path, lock.path(), id, &addresses, keep) {
-        Ok(watchdog) => watchdog,
+    let (watchdog, ear) = match arm(&settings, &lock, id) {
+        Ok(armed) => armed,
         Err(error) => {
             let _ = writer.commit(Durability::Process, move |db| ledger::run::forget(db, key));
             let _ = lock.release();
@@ -102,9 +105,18 @@ pub fn start(
         }
     };
     let shims = Shims { python: root.join("python"), exec: root.join("isolane-exec") };
-    let inventory = Inventory::new(writer.clone(), key);
+    let inventory = Inventory::new(writer.clone(), key, Some(ear));
     let run = Arc::new(Run { id, tag, key, writer, settings, providers, inventory, root, vault });
-    let mut started = Started { run, shims, setup_time: Duration::ZERO, notices, lock, watchdog, writer_thread };
+    let mut started = Started {
+        run,
+        shims,
+        setup_time: Duration::ZERO,
+        notices,
+        lock,
+        watchdog,
+        ledger_file: file_id(&ledger_path),
+        writer_thread,
+    };
     match started.make(signals) {
         Ok(()) => Ok(started),
         Err(error) => {
@@ -114,11 +126,33 @@ pub fn start(
     }
 }
 
+fn announce(writer: &Writer, run: NewRun) -> anyhow::Result<RunKey> {
+    fault::before(Step::Announce)?;
+    let key = writer.commit(Durability::Process, move |db| ledger::run::begin(db, &run))?;
+    fault::after(Step::Announce).inspect_err(|_| {
+        let _ = writer.commit(Durability::Process, move |db| ledger::run::forget(db, key));
+    })?;
+    Ok(key)
+}
+
+fn arm(settings: &Settings, lock: &RunLock, id: RunId) -> anyhow::Result<(Watchdog, File)> {
+    fault::before(Step::Arm)?;
+    let addresses: Vec<_> = settings.url_variables.iter().flat_map(|variable| &variable.addresses).collect();
+    let keep = settings.keep == Keep::Always;
+    Watchdog::arm(&settings.ledger, lock.path(), id, &addresses, keep)
+}
+
 impl Started {
     /// Makes what all lanes share: the run's directory with the shims, and the template.
     fn make(&mut self, signals: &Signals) -> anyhow::Result<()> {
         let run = &self.run;
-        run.inventory.make(&run.providers[..1], Place::Run, None)?;
+        fault::after(Step::Arm)?;
+        fault::before(Step::Claim)?;
+        for provider in &run.providers {
+            provider.claim().context("cannot say on the server that this run lives")?;
+        }
+        fault::after(Step::Claim)?;
+        run.inventory.make(&run.providers, Place::Run, None)?;
         self.write_shims().with_context(|| format!("cannot write into {}", run.root.display()))?;
         let makers: Vec<_> = run.providers.iter().filter(|provider| provider.needs_template()).collect();
         if makers.is_empty() && run.settings.setup.is_none() {
@@ -130,9 +164,11 @@ impl Started {
             command::set_up(setup, run, signals)?;
             self.setup_time = began.elapsed();
         }
+        fault::before(Step::Seal)?;
         for provider in makers {
             provider.seal_template().context("cannot make the template ready")?;
         }
+        fault::after(Step::Seal)?;
         Ok(())
     }
 
@@ -153,10 +189,15 @@ impl Started {
         fs::write(metadata.join("entry_points.txt"), format!("[pytest11]\n{PLUGIN_MODULE} = {PLUGIN_MODULE}\n"))
     }
 
+    /// Whether the ledger is still the file that it was.
+    pub fn has_ledger(&self) -> bool {
+        self.ledger_file == file_id(&self.run.settings.ledger)
+    }
+
     /// Undoes a run that did not come to start. Where all is undone, the ledger forgets
     /// it; else it stays there, with what is left.
     pub fn take_back(self) {
-        let swept = sweep(&self.run.inventory, &self.run.sites(), Scope::Run);
+        let swept = patiently(|| sweep(&self.run.inventory, &self.run.sites(), Scope::Run));
         let key = self.run.key;
         let forget = swept.stuck.is_empty();
         let _ = self.run.writer.commit(Durability::Process, move |db| {
@@ -173,10 +214,19 @@ impl Started {
     pub fn finish(mut self) {
         self.run.writer.close();
         let _ = self.writer_thread.join();
+        // A fault here is a death or none: there is nothing left that an error could stop.
+        let _ = fault::before(Step::Dismiss);
         self.watchdog.say_goodbye();
+        let _ = fault::after(Step::Dismiss);
+        let _ = fault::before(Step::Release);
         let _ = self.lock.release();
+        let _ = fault::after(Step::Release);
         self.watchdog.wait();
     }
+}
+
+fn file_id(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 fn hold_lock(ledger: &Path, id: RunId) -> io::Result<RunLock> {

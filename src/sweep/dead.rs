@@ -2,22 +2,20 @@
 //! what its watchdog does, and the next run on the same ledger where that died as well.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use super::{Scope, SweepReport, sweep};
+use rusqlite::Connection;
+
+use super::{Scope, SweepReport, patiently, sweep};
 use crate::address::Address;
 use crate::clock::Timestamp;
 use crate::inventory::Inventory;
-use crate::ledger::resource::ResourceEvent;
-use crate::ledger::run::{self, OpenRun, RunState};
-use crate::ledger::{self, Durability, Writer, resource};
+use crate::ledger::resource::{self, ResourceEvent, ResourceKey, ResourceState, Words};
+use crate::ledger::run::{self, NewRun, OpenRun, RunState};
+use crate::ledger::{self, Durability, RunKey, Writer};
 use crate::name::{RunId, Tag};
 use crate::os::lock::RunLock;
 use crate::os::marked;
-use crate::provider::{Directories, Server, Site, SqliteFiles};
-
-/// How long to wait before another try: a server may just be starting again.
-const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+use crate::provider::{Directories, Resource, Server, Site, SqliteFiles};
 
 /// What became of a dead run.
 #[derive(Debug)]
@@ -32,13 +30,13 @@ pub struct Swept {
     pub report: SweepReport,
 }
 
-/// How a dead run is swept.
-#[derive(Clone, Copy, Debug)]
-pub struct Manner {
+/// What is known of a dead run besides the ledger.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// What it promised to make, as far as its watchdog heard.
+    pub promised: Vec<Resource>,
     /// Leave everything, as the user of that run wanted it.
     pub keep: bool,
-    /// How often to try.
-    pub tries: u32,
 }
 
 /// The lock of a run on the ledger at `ledger`.
@@ -54,54 +52,76 @@ pub fn sweep_dead_runs(ledger: &Path, host: &str, addresses: &[Address]) -> anyh
     for OpenRun { id, .. } in open.into_iter().filter(|open| open.host == host) {
         // Who holds the lock lives, or is being swept by somebody else.
         let Some(lock) = RunLock::take(&lock_path(ledger, id))? else { continue };
-        all.extend(sweep_run(ledger, id, addresses, Manner { keep: false, tries: 1 })?);
+        all.extend(sweep_run(ledger, id, addresses, Memory::default())?);
         lock.release()?;
     }
     Ok(all)
 }
 
-/// Sweeps the dead run `id`, whose lock the caller holds; `None` if it owes nothing.
-pub fn sweep_run(ledger: &Path, id: RunId, addresses: &[Address], manner: Manner) -> anyhow::Result<Option<Swept>> {
+/// Sweeps the dead run `id`, whose lock the caller holds; `None` if it owes nothing. Where
+/// the ledger is gone or cannot be read, memory has to do.
+pub fn sweep_run(ledger: &Path, id: RunId, addresses: &[Address], memory: Memory) -> anyhow::Result<Option<Swept>> {
     marked::kill("ISOLANE_RUN_ID", &id.to_string());
-    let db = ledger::open(ledger)?;
-    let Some(open) = run::open(&db)?.into_iter().find(|open| open.id == id) else { return Ok(None) };
-    let owed = resource::owed(&db, open.key)?;
+    let found = ledger::open_existing(ledger).and_then(|db| recall(db, id));
+    let (db, key, owed) = match found {
+        Ok(Some(found)) => found,
+        Ok(None) | Err(_) if !memory.promised.is_empty() => forgotten(id)?,
+        Ok(None) => return Ok(None),
+        Err(error) => return Err(error),
+    };
     let (writer, thread) = Writer::start(db);
-    let inventory = Inventory::recall(writer.clone(), open.key, owed);
+    let inventory = Inventory::recall(writer.clone(), key, owed);
+    // Something of it may be gone for long, and removing that is success.
+    inventory.adopt(memory.promised);
     let mut swept = Swept { run: id, removed: 0, elsewhere: Vec::new(), report: SweepReport::default() };
-    if manner.keep {
+    if memory.keep {
         for item in inventory.owed() {
-            inventory.happened(&item.resource, ResourceEvent::Keep, None);
+            // What is stuck stays so.
+            let _ = inventory.happened(&item.resource, ResourceEvent::Keep, None);
         }
     } else {
-        remove(&inventory, &id.tag(), addresses, manner.tries, &mut swept);
+        remove(&inventory, &id.tag(), addresses, &mut swept);
     }
-    let clean = !manner.keep && swept.elsewhere.is_empty() && swept.report.stuck.is_empty();
+    let clean = !memory.keep && swept.elsewhere.is_empty() && swept.report.stuck.is_empty();
     let state = if clean { RunState::Swept } else { RunState::Crashed };
-    writer.commit(Durability::Process, move |db| run::end(db, open.key, None, state, Timestamp::now()))?;
+    let ended = writer.commit(Durability::Process, move |db| run::end(db, key, None, state, Timestamp::now()));
     writer.close();
     let _ = thread.join();
+    ended?;
     Ok(Some(swept))
 }
 
-fn remove(inventory: &Inventory, tag: &Tag, addresses: &[Address], tries: u32, swept: &mut Swept) {
-    for attempt in 0..tries {
-        if attempt > 0 {
-            std::thread::sleep(BETWEEN_TRIES);
-        }
-        let sites = sites(inventory, tag, addresses);
-        let sites: Vec<&dyn Site> = sites.iter().map(|site| &**site).collect();
+type Recalled = (Connection, RunKey, Vec<(ResourceKey, Words, ResourceState)>);
+
+fn recall(db: Option<Connection>, id: RunId) -> anyhow::Result<Option<Recalled>> {
+    let Some(db) = db else { return Ok(None) };
+    let Some(open) = run::open(&db)?.into_iter().find(|open| open.id == id) else { return Ok(None) };
+    let owed = resource::owed(&db, open.key)?;
+    Ok(Some((db, open.key, owed)))
+}
+
+/// A run whose ledger is lost.
+fn forgotten(id: RunId) -> anyhow::Result<Recalled> {
+    let db = ledger::in_memory()?;
+    let unknown = String::new;
+    let run =
+        NewRun { id, command: unknown(), runner: "", host: unknown(), cwd: unknown(), started_at: Timestamp::now() };
+    let key = run::begin(&db, &run)?;
+    Ok((db, key, Vec::new()))
+}
+
+fn remove(inventory: &Inventory, tag: &Tag, addresses: &[Address], swept: &mut Swept) {
+    let sites = sites(inventory, tag, addresses);
+    let sites: Vec<&dyn Site> = sites.iter().map(|site| &**site).collect();
+    swept.elsewhere = places(inventory);
+    swept.elsewhere.retain(|id| sites.iter().all(|site| site.id() != *id));
+    swept.report = patiently(|| {
         for site in &sites {
             // If this fails, so does what follows, and says so.
             let _ = site.take_over(tag);
         }
-        swept.elsewhere = places(inventory);
-        swept.elsewhere.retain(|id| sites.iter().all(|site| site.id() != *id));
-        swept.report = sweep(inventory, &sites, Scope::Sites);
-        if swept.report.stuck.is_empty() {
-            break;
-        }
-    }
+        sweep(inventory, &sites, Scope::Sites)
+    });
     swept.removed = inventory.removed().values().sum();
 }
 

@@ -17,12 +17,13 @@ fn a_database_that_tests_make_can_be_made_where_the_users_own_is_postgres() {
 fn the_logins_places_are_for_the_tests() {
     let server = Server::own();
     let database = server.database("CREATEDB");
-    server.sql("postgres", &format!("ALTER ROLE {} CONNECTION LIMIT 4", database.login));
+    // One is isolane's, which says with it that the run lives.
+    server.sql("postgres", &format!("ALTER ROLE {} CONNECTION LIMIT 5", database.login));
     let lab = Lab::on(&database);
     lab.file("sessions.sh", "psql -qXc 'SELECT pg_sleep(0.5)' >/dev/null");
     lab.wrap("-n 4", "sh sessions.sh").run().assert_code(0);
     // Fewer than isolane would take, too.
-    server.sql("postgres", &format!("ALTER ROLE {} CONNECTION LIMIT 2", database.login));
+    server.sql("postgres", &format!("ALTER ROLE {} CONNECTION LIMIT 3", database.login));
     lab.wrap("-n 8", "true").run().assert_code(0);
     database.assert_nothing_left(&lab);
 }

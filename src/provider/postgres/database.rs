@@ -12,6 +12,7 @@ use super::facts::Facts;
 use super::server::Server;
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
+use crate::fault::{self, Step};
 use crate::name::Place;
 use crate::provider::Resource;
 
@@ -22,7 +23,7 @@ pub struct Databases {
     pub server: Arc<Server>,
     /// The user's own database.
     pub source: PostgresAddress,
-    /// Names and marks.
+    /// Names and grants_sql.
     pub names: Names,
     /// Why the server cannot copy the user's database itself.
     pub dump_because: Option<String>,
@@ -38,19 +39,20 @@ impl Databases {
         let name = self.names.of(place);
         let has_template = has_setup || self.dump_because.is_some();
         match place {
+            Place::Run => return self.create_empty(&name, place),
             // Setup builds from nothing, as on a new machine.
-            Place::Template if has_setup => self.create_empty(&name)?,
-            Place::Template => self.create_by_dump(&name)?,
-            _ if has_template => self.create_copy(&name, &self.names.of(Place::Template)).map_err(readable)?,
-            _ if self.is_source_in_use()? => self.create_by_dump(&name)?,
+            Place::Template if has_setup => self.create_empty(&name, place)?,
+            Place::Template => self.create_by_dump(&name, place)?,
+            _ if has_template => self.create_copy(&name, place, &self.names.of(Place::Template)).map_err(readable)?,
+            _ if self.is_source_in_use()? => self.create_by_dump(&name, place)?,
             _ => {
-                let copied = self.create_copy(&name, self.source.database());
+                let copied = self.create_copy(&name, place, self.source.database());
                 let in_use = copied.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::OBJECT_IN_USE));
                 // Somebody came in between.
-                if in_use { self.create_by_dump(&name)? } else { copied.map_err(readable)? }
+                if in_use { self.create_by_dump(&name, place)? } else { copied.map_err(readable)? }
             }
         }
-        self.dress(&name, place)
+        self.dress(&name)
     }
 
     /// Whether others are connected to the user's database now. The server would wait five
@@ -66,40 +68,49 @@ impl Databases {
         Ok(row.get(0))
     }
 
-    fn create_by_dump(&self, name: &str) -> anyhow::Result<()> {
-        self.create_empty(name)?;
+    fn create_by_dump(&self, name: &str, place: Place) -> anyhow::Result<()> {
+        self.create_empty(name, place)?;
+        fault::before(Step::Fill)?;
         Programs { address: &self.source, facts: &self.facts, application: self.server.application() }
-            .copy_database(name)
+            .copy_database(name)?;
+        fault::after(Step::Fill)
     }
 
-    fn create_empty(&self, name: &str) -> anyhow::Result<()> {
-        self.create_from(name, &format!("TEMPLATE template0 {}", self.facts.template0_options)).map_err(readable)
+    fn create_empty(&self, name: &str, place: Place) -> anyhow::Result<()> {
+        self.create_from(name, place, &format!("TEMPLATE template0 {}", self.facts.template0_options)).map_err(readable)
     }
 
-    fn create_copy(&self, name: &str, source: &str) -> anyhow::Result<()> {
-        self.create_from(name, &format!("TEMPLATE {}", identifier(source)?))
+    fn create_copy(&self, name: &str, place: Place, source: &str) -> anyhow::Result<()> {
+        self.create_from(name, place, &format!("TEMPLATE {}", identifier(source)?))
     }
 
-    fn create_from(&self, name: &str, options: &str) -> anyhow::Result<()> {
+    /// Makes a database and grants_sql it. That it is made is no part of any transaction; all that
+    /// can be done is to mark it at once.
+    fn create_from(&self, name: &str, place: Place, options: &str) -> anyhow::Result<()> {
         let owner = if self.facts.is_owner { format!(" OWNER {}", self.facts.owner) } else { String::new() };
         let sql = format!("CREATE DATABASE {}{owner} {options}", identifier(name)?);
         let made = self.server.maintenance.with(|client| client.batch_execute(&sql));
         if made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::DUPLICATE_DATABASE)) {
             // Half made by a try before: the name is this run's own, so it goes and comes again.
             self.server.drop_database(name)?;
-            return self.server.maintenance.with(|client| client.batch_execute(&sql));
+            self.server.maintenance.with(|client| client.batch_execute(&sql))?;
+        } else {
+            made?;
         }
-        made
+        fault::before(Step::Mark)?;
+        let mark = format!("COMMENT ON DATABASE {} IS '{}'", identifier(name)?, self.names.mark(place));
+        self.server.maintenance.with(|client| client.batch_execute(&mark))?;
+        fault::after(Step::Mark)
     }
 
-    /// Marks a database, and gives it the settings and grants that a copy lacks.
-    fn dress(&self, name: &str, place: Place) -> anyhow::Result<()> {
+    /// Gives a database the settings and grants that a copy lacks.
+    fn dress(&self, name: &str) -> anyhow::Result<()> {
         let database = identifier(name)?;
-        let mut marks = format!("COMMENT ON DATABASE {database} IS '{}';", self.names.mark(place));
+        let mut grants_sql = String::new();
         if let Some(grants) = &self.facts.grants {
-            marks.push_str(&format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC;"));
+            grants_sql.push_str(&format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC;"));
             for (grantee, privilege) in grants {
-                marks.push_str(&format!("GRANT {privilege} ON DATABASE {database} TO {grantee};"));
+                grants_sql.push_str(&format!("GRANT {privilege} ON DATABASE {database} TO {grantee};"));
             }
         }
         let mut settings = Vec::new();
@@ -120,10 +131,13 @@ impl Databases {
         }
         let run = |sql: &str| self.server.maintenance.with(|client| client.batch_execute(sql));
         let all: String = settings.iter().map(|(_, sql)| sql.as_str()).collect();
-        if run(&(marks.clone() + &all)).is_ok() {
+        if grants_sql.is_empty() && all.is_empty() {
             return Ok(());
         }
-        run(&marks).map_err(readable)?;
+        if run(&(grants_sql.clone() + &all)).is_ok() {
+            return Ok(());
+        }
+        run(&grants_sql).map_err(readable)?;
         for (key, sql) in settings {
             if run(&sql).is_err() {
                 // Somebody with more rights made it. Tests may well do without.

@@ -16,6 +16,7 @@ use super::facts::Facts;
 use super::server::Server;
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
+use crate::fault::{self, Step};
 use crate::name::Place;
 use crate::secret::Secret;
 
@@ -170,10 +171,12 @@ impl Schemas {
     }
 
     fn fill(&self, place: Place, dump: &SchemaDump<'_>) -> anyhow::Result<()> {
+        fault::before(Step::Fill)?;
         let name = self.names.of(place);
         let password = self.password(place);
         let login = if self.has_roles { Some((name.as_str(), &password)) } else { None };
-        self.programs().restore_schema(login, dump, &self.dump_file, &name)
+        self.programs().restore_schema(login, dump, &self.dump_file, &name)?;
+        fault::after(Step::Fill)
     }
 
     fn programs(&self) -> Programs<'_> {

@@ -13,6 +13,8 @@ use crate::address::PostgresAddress;
 use crate::name::Tag;
 use crate::provider::{Resource, ResourceKind, Site};
 
+/// The database that is there to be connected to.
+pub const COMMON: &str = "postgres";
 /// How long sessions may take to end after they were told to.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -53,6 +55,11 @@ impl Server {
             config: own,
             application,
         })
+    }
+
+    /// How to connect to one of its databases under this name.
+    pub fn config_of(&self, database: &str, application: &str) -> Config {
+        self.config.clone().dbname(database).application_name(application).clone()
     }
 
     /// What this run's own sessions are called on the server.
@@ -124,8 +131,8 @@ impl Server {
 
 /// The databases to be connected to while databases are made and dropped, the best first:
 /// not the one that is copied, if that can be.
-fn maintenance_databases(address: &PostgresAddress) -> impl Iterator<Item = &str> {
-    ["postgres", "template1"].into_iter().filter(|name| *name != address.database()).chain([address.database()])
+pub fn maintenance_databases(address: &PostgresAddress) -> impl Iterator<Item = &str> {
+    [COMMON, "template1"].into_iter().filter(|name| *name != address.database()).chain([address.database()])
 }
 
 /// What the sessions of the run with this tag are called on the server.

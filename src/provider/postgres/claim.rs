@@ -1,0 +1,100 @@
+//! The claim: a lock that a session of the run holds on the server, which says to every
+//! machine that the run lives, without clocks. The server frees it when the session is
+//! gone; when only the session was lost, the lock is taken again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::ensure;
+use postgres::fallible_iterator::FallibleIterator;
+use postgres::{Client, Config, NoTls};
+
+use super::connection;
+use crate::name::Tag;
+
+/// Says of an advisory lock that it is a run's: "is" before the tag's six bytes.
+const CLASS: i64 = 0x6973 << 48;
+/// How long to wait before the lock is tried again, at first and at most.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// A machine that is lost is found out within half a minute, and not after two hours. A
+/// claim waits as long as the run takes, which a server may have set a limit for.
+const PREPARE: &str = "SELECT set_config(name, value, false)
+    FROM (VALUES ('tcp_keepalives_idle', '10'), ('tcp_keepalives_interval', '5'), ('tcp_keepalives_count', '3'),
+                 ('idle_session_timeout', '0')) AS wanted (name, value) JOIN pg_settings USING (name)";
+/// The advisory locks that any session holds, in whichever database, as the numbers that
+/// they were taken by (pg_locks divides them in two).
+pub const HELD: &str = "SELECT DISTINCT (classid::bigint << 32) | objid::bigint FROM pg_locks
+    WHERE locktype = 'advisory' AND objsubid = 1 AND granted";
+
+/// The number of the run's lock.
+pub fn key(tag: &Tag) -> i64 {
+    // A tag is twelve hex digits.
+    CLASS | i64::from_str_radix(tag.as_str(), 16).unwrap_or(0)
+}
+
+/// The lock, held until the process ends, whatever happens to a session.
+#[derive(Debug)]
+pub struct Claim {
+    is_over: Arc<AtomicBool>,
+}
+
+impl Claim {
+    /// Holds the lock by `client`, a session that `config` made, and by others after it.
+    pub fn hold(client: Client, config: Config, tag: &Tag) -> Self {
+        let (key, is_over) = (key(tag), Arc::new(AtomicBool::new(false)));
+        let over = Arc::clone(&is_over);
+        std::thread::spawn(move || hold(client, &config, key, &over));
+        Self { is_over }
+    }
+
+    /// No other session follows the one that holds it now.
+    pub fn let_go(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A session of `config` that holds the lock of `tag`.
+pub fn take(config: &Config, tag: &Tag) -> anyhow::Result<Client> {
+    let mut client = connection::connect(config)?;
+    ensure!(lock(&mut client, key(tag)).map_err(anyhow::Error::new)?, "somebody holds the lock of this run's tag");
+    Ok(client)
+}
+
+/// What the sessions are called that hold a lock. They do not count as the run's own, which
+/// are gone in a moment.
+pub fn application(tag: &Tag) -> String {
+    format!("isolane claim {tag}")
+}
+
+fn lock(client: &mut Client, key: i64) -> Result<bool, postgres::Error> {
+    client.query(PREPARE, &[])?;
+    client.query_one("SELECT pg_try_advisory_lock($1)", &[&key]).map(|row| row.get(0))
+}
+
+fn hold(mut client: Client, config: &Config, key: i64, is_over: &AtomicBool) {
+    loop {
+        // Nobody notifies: this sleeps until the session ends.
+        while let Ok(Some(_)) = client.notifications().blocking_iter().next() {}
+        match again(config, key, is_over) {
+            Some(other) => client = other,
+            None => return,
+        }
+    }
+}
+
+/// The server was restarted, or the way to it was cut. The old session may linger there, and
+/// holds the lock as long as it does.
+fn again(config: &Config, key: i64, is_over: &AtomicBool) -> Option<Client> {
+    let (mut pause, longest) = PAUSES;
+    while !is_over.load(Ordering::Relaxed) {
+        if let Ok(mut client) = config.connect(NoTls)
+            && let Ok(true) = lock(&mut client, key)
+        {
+            return Some(client);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(longest);
+    }
+    None
+}
