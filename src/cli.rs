@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -67,6 +68,8 @@ pub enum Command {
         /// Which one
         key: String,
     },
+    /// List what dead runs left, and remove it with --apply; safe beside runs that live
+    Sweep(Box<SweepArgs>),
     /// Say what would work here, and why not
     Doctor {
         #[command(flatten)]
@@ -128,6 +131,37 @@ pub struct RunArgs {
     pub command: Vec<OsString>,
 }
 
+/// `isolane sweep`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A thing is removed where the ledger or the mark on it says whose it is, and that run is dead.
+Examples:
+  isolane sweep                                      what would be removed
+  isolane sweep --apply                              remove it
+  isolane sweep --database-url postgresql://ci@db/shop --older-than 1h --every 10m --apply")]
+pub struct SweepArgs {
+    /// A server to look at [default: $DATABASE_URL]; may be repeated
+    #[arg(long, value_name = "URL")]
+    database_url: Vec<String>,
+    /// A variable with such an address, besides DATABASE_URL
+    #[arg(long, value_name = "NAME")]
+    url_var: Vec<String>,
+    #[command(flatten)]
+    ledger: LedgerArgs,
+    /// Leave what runs left that started less than this ago, such as 90s, 10m, 1h, 2d
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub older_than: Option<Duration>,
+    /// Remove it
+    #[arg(long)]
+    pub apply: bool,
+    /// Do it again and again, this long after each end
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub every: Option<Duration>,
+    /// How to print.
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
 /// What more than one command asks for.
 #[derive(Debug, Args)]
 pub struct SettingsArgs {
@@ -163,6 +197,14 @@ pub struct FormatArgs {
     pub format: Format,
 }
 
+/// Reads `90s`, `1h 30m`, `2d`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let usage = || "it takes a time such as 90s, 10m, 1h or 2d".to_owned();
+    let span: jiff::Span = text.parse().map_err(|_| usage())?;
+    let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| usage())?;
+    Duration::try_from(duration).map_err(|_| usage())
+}
+
 fn env_pair(text: &str) -> Result<(String, EnvTemplate), String> {
     match text.split_once('=') {
         Some((name, template)) if !name.is_empty() => Ok((name.to_owned(), EnvTemplate::parse(template)?)),
@@ -184,6 +226,14 @@ impl RunArgs {
             ..common
         };
         (choices, config, self.command)
+    }
+}
+
+impl SweepArgs {
+    /// What the flags say, and where the configuration is.
+    pub fn choices(self) -> (Choices, Option<PathBuf>) {
+        let (choices, config) = self.ledger.choices();
+        (Choices { database_urls: self.database_url, url_vars: self.url_var, ..choices }, config)
     }
 }
 

@@ -1,8 +1,10 @@
 //! The commands, one short function each. Each returns the code to exit with.
 
 mod doctor;
+mod sweep;
 
 pub use doctor::doctor;
+pub use sweep::sweep;
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;

@@ -11,7 +11,7 @@ use anyhow::bail;
 
 use crate::clock::Timestamp;
 use crate::fault::{self, Step};
-use crate::ledger::resource::{self, IllegalStep, ResourceEvent, ResourceKey, ResourceState, Words};
+use crate::ledger::resource::{self, Entry, IllegalStep, ResourceEvent, ResourceKey, ResourceState, Words};
 use crate::ledger::{Durability, RunKey, Writer};
 use crate::name::Place;
 use crate::provider::{Provider, Resource, ResourceKind};
@@ -36,8 +36,9 @@ fn words(resource: &Resource) -> Words {
     }
 }
 
-/// Kinds and places that only a newer isolane knows are left to that one.
-fn resource_of(words: Words) -> Option<Resource> {
+/// A resource that stands in the ledger. Kinds and places that only a newer isolane knows are
+/// left to that one.
+pub fn resource_of(words: Words) -> Option<Resource> {
     let (kind, place) = (ResourceKind::parse(&words.kind)?, Place::parse(&words.place)?);
     Some(Resource { provider: words.provider, kind, name: words.name, place })
 }
@@ -72,11 +73,13 @@ impl Inventory {
         Self { writer, run, items: Mutex::default(), watchdog: watchdog.map(Mutex::new), lost: OnceLock::new() }
     }
 
-    /// What the ledger says that a run owes still; one that died, mostly.
-    pub fn recall(writer: Writer, run: RunKey, owed: Vec<(ResourceKey, Words, ResourceState)>) -> Self {
-        let items = owed
-            .into_iter()
-            .filter_map(|(key, words, state)| Some(Item { key: Some(key), resource: resource_of(words)?, state }));
+    /// What the ledger says that a run left; one that died, mostly.
+    pub fn recall(writer: Writer, run: RunKey, left: Vec<Entry>) -> Self {
+        let items = left.into_iter().filter_map(|entry| {
+            // Who recalls what was kept wants it no more.
+            let state = if entry.state == ResourceState::Kept { ResourceState::Created } else { entry.state };
+            Some(Item { key: Some(entry.key), resource: resource_of(entry.words)?, state })
+        });
         Self { items: Mutex::new(items.collect()), ..Self::new(writer, run, None) }
     }
 

@@ -12,6 +12,7 @@ fn main() {
         Command::Runs { ledger, format } => commands::runs(ledger, format.format),
         Command::Query { sql, ledger, format } => commands::query(&sql, ledger, format.format),
         Command::Record { kind, key } => commands::record(&kind, &key),
+        Command::Sweep(args) => commands::sweep(*args),
         Command::Doctor { settings, format } => commands::doctor(settings, format.format),
         Command::Init { force } => commands::init(force),
         Command::Watchdog { ledger, lock, run } => commands::watchdog(&ledger, &lock, &run),

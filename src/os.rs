@@ -5,3 +5,8 @@ pub mod marked;
 pub mod port;
 pub mod process;
 pub mod signal;
+
+/// This machine's name.
+pub fn host() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}

@@ -9,9 +9,11 @@ pub use directory::Directories;
 pub use postgres::{Postgres, Server};
 pub use sqlite::{Sqlite, SqliteFiles};
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use crate::address::Address;
+use crate::mark::Mark;
 use crate::name::{Place, Tag};
 
 /// Something made, or about to be made, outside this process.
@@ -80,6 +82,14 @@ pub trait Site: Debug + Send + Sync {
     fn disconnect(&self, resource: &Resource) -> anyhow::Result<()>;
     /// Removes it; what is not there is removed.
     fn remove(&self, resource: &Resource) -> anyhow::Result<()>;
+}
+
+/// A site that others may reach as well, and where marks tell whose things are.
+pub trait Census: Site {
+    /// Everything that carries a run's mark, under that run's name.
+    fn marked(&self) -> anyhow::Result<Vec<(Resource, Mark)>>;
+    /// Those of these tags whose runs live.
+    fn living(&self, among: &BTreeSet<Tag>) -> anyhow::Result<BTreeSet<Tag>>;
 }
 
 /// A source of lanes. Every call is synchronous and may be repeated after a crash, with

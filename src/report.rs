@@ -75,9 +75,7 @@ fn removed(outcome: &Outcome) -> String {
     let left = match (outcome.kept, outcome.swept.stuck.len() + outcome.uncleaned.len()) {
         (0, 0) => "nothing is left".to_owned(),
         (0, stuck) => format!("{stuck} could not be removed"),
-        (kept, 0) => format!(
-            "{kept} kept as asked (their names: `isolane query \"select kind, name from resources where state = 'kept'\"`)"
-        ),
+        (kept, 0) => format!("{kept} kept as asked (`isolane sweep` lists them, `isolane sweep --apply` removes them)"),
         (kept, stuck) => format!("{kept} kept as asked, {stuck} could not be removed"),
     };
     let setup = if outcome.setup_time.is_zero() {

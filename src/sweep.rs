@@ -1,8 +1,10 @@
 //! Sweeping: undoing what is owed. This is the one place that removes anything.
 
 mod dead;
+mod stray;
 
 pub use dead::{Memory, Swept, lock_path, sweep_dead_runs, sweep_run};
+pub use stray::{Reason, Stray, Survey, apply, survey};
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -69,24 +71,30 @@ pub fn sweep(inventory: &Inventory, sites: &[&dyn Site], scope: Scope) -> SweepR
             places.entry(item.resource.place).or_default().push(item);
         }
     }
+    let rest: Vec<_> = [Place::Template, Place::Run].into_iter().filter_map(|place| places.remove(&place)).collect();
+    let mut report = undo_beside(inventory, sites, places.into_values().collect());
+    for items in rest {
+        report.stuck.extend(undo_beside(inventory, sites, vec![items]).stuck);
+    }
+    report
+}
+
+/// Undoes groups of things beside each other, each in the reverse order of its making.
+fn undo_beside(inventory: &Inventory, sites: &[&dyn Site], groups: Vec<Vec<Item>>) -> SweepReport {
     let report = Mutex::new(SweepReport::default());
-    let rest: Vec<_> =
-        [Place::Template, Place::Run].into_iter().filter_map(|place| places.remove_entry(&place)).collect();
-    let lanes = Mutex::new(places.into_iter());
+    let threads = groups.len().min(AT_ONCE);
+    let groups = Mutex::new(groups.into_iter());
     std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..threads {
             scope.spawn(|| {
                 loop {
-                    let next = lanes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-                    let Some((_, items)) = next else { break };
+                    let next = groups.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+                    let Some(items) = next else { break };
                     undo(inventory, sites, items, &report);
                 }
             });
         }
     });
-    for (_, items) in rest {
-        undo(inventory, sites, items, &report);
-    }
     report.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 

@@ -129,7 +129,7 @@ pub fn guard(ledger: &Path, lock: &Path, run: RunId) -> anyhow::Result<()> {
         let here = std::env::current_dir().unwrap_or_default();
         let addresses: Vec<_> =
             charge.addresses.iter().filter_map(|text| Address::parse(text, &variables, &here).ok()).collect();
-        sweep_run(ledger, run, &addresses, Memory { promised, keep: charge.keep })?;
+        sweep_run(ledger, run, &addresses, Memory { promised, keep: charge.keep, with_kept: false })?;
         lock.remove();
     }
     Ok(())

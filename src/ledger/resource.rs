@@ -96,15 +96,31 @@ pub fn plan(db: &Connection, run: RunKey, worker_id: Option<&str>, resource: &Wo
     Ok(ResourceKey(db.last_insert_rowid()))
 }
 
-/// What a run owes still, in the order of promising.
-pub fn owed(db: &Connection, run: RunKey) -> rusqlite::Result<Vec<(ResourceKey, Words, ResourceState)>> {
-    let sql = "SELECT resource, provider, kind, name, place, state FROM resource
-                WHERE run = ? AND state IN ('planned', 'created', 'stuck') ORDER BY resource";
+/// A resource as the ledger knows it.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its number.
+    pub key: ResourceKey,
+    /// What it is.
+    pub words: Words,
+    /// How it stands.
+    pub state: ResourceState,
+    /// Whom it served last.
+    pub worker_id: Option<String>,
+}
+
+/// What a run owes still, in the order of promising; with what was kept, where that is asked
+/// for.
+pub fn owed(db: &Connection, run: RunKey, with_kept: bool) -> rusqlite::Result<Vec<Entry>> {
+    let sql = "SELECT resource, provider, kind, name, place, state, worker_id FROM resource
+                WHERE run = ? AND (state IN ('planned', 'created', 'stuck') OR (? AND state = 'kept'))
+                ORDER BY resource";
     let mut statement = db.prepare(sql)?;
-    let rows = statement.query_map([run.0], |row| {
+    let rows = statement.query_map(params![run.0, with_kept], |row| {
         let state = match row.get_ref("state")?.as_str()? {
             "planned" => ResourceState::Planned,
             "created" => ResourceState::Created,
+            "kept" => ResourceState::Kept,
             _ => ResourceState::Stuck,
         };
         let words = Words {
@@ -113,7 +129,7 @@ pub fn owed(db: &Connection, run: RunKey) -> rusqlite::Result<Vec<(ResourceKey, 
             name: row.get("name")?,
             place: row.get("place")?,
         };
-        Ok((ResourceKey(row.get("resource")?), words, state))
+        Ok(Entry { key: ResourceKey(row.get("resource")?), words, state, worker_id: row.get("worker_id")? })
     })?;
     rows.collect()
 }

@@ -93,20 +93,30 @@ pub struct OpenRun {
     pub id: RunId,
     /// The machine that it is on.
     pub host: String,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// Whether its supervisor has written its end.
+    pub has_ended: bool,
 }
 
-/// All runs that have not ended or owe something still, oldest first.
-pub fn open(db: &Connection) -> Result<Vec<OpenRun>> {
-    let sql = "SELECT run, run_id, host FROM run
-                WHERE run IN (SELECT run FROM run WHERE state = 'running'
-                              UNION SELECT run FROM resource WHERE state IN ('planned', 'created', 'stuck'))
-                ORDER BY run";
-    let mut statement = db.prepare(sql)?;
+/// All runs that have not ended or owe something still, oldest first; with those from which
+/// something was kept, where that is asked for.
+pub fn open(db: &Connection, with_kept: bool) -> Result<Vec<OpenRun>> {
+    let kept = if with_kept { "UNION SELECT run FROM resource WHERE state = 'kept'" } else { "" };
+    let sql = format!(
+        "SELECT run, run_id, host, started_at, state NOT IN ('running', 'crashed') AS has_ended FROM run
+          WHERE run IN (SELECT run FROM run WHERE state = 'running'
+                        UNION SELECT run FROM resource WHERE state IN ('planned', 'created', 'stuck') {kept})
+          ORDER BY run"
+    );
+    let mut statement = db.prepare(&sql)?;
     let rows = statement.query_map([], |row| {
-        let id: String = row.get("run_id")?;
-        Ok(RunId::parse(&id).map(|id| Ok(OpenRun { key: RunKey(row.get("run")?), id, host: row.get("host")? })))
+        let (id, started_at): (String, String) = (row.get("run_id")?, row.get("started_at")?);
+        let (Some(id), Some(started_at)) = (RunId::parse(&id), Timestamp::parse(&started_at)) else { return Ok(None) };
+        let (host, has_ended) = (row.get("host")?, row.get("has_ended")?);
+        Ok(Some(OpenRun { key: RunKey(row.get("run")?), id, host, started_at, has_ended }))
     })?;
-    rows.filter_map(Result::transpose).map(|row| row.and_then(|row| row)).collect()
+    rows.filter_map(Result::transpose).collect()
 }
 
 /// Takes a run back that could not be started.

@@ -49,7 +49,7 @@ enum Claimed {
     #[default]
     Not,
     /// By a session where it cannot stay.
-    Passing(#[expect(dead_code, reason = "it is there to be held")] Client),
+    Passing(#[expect(dead_code, reason = "it is there to be held")] Box<Client>),
     /// Until the end.
     Held(Claim),
 }
@@ -225,7 +225,7 @@ impl Provider for Postgres {
             (None, Separation::Schema(_)) => hold(session_in(own)?),
             (None, Separation::Database(_)) => {
                 let passing = maintenance_databases(&self.address).find_map(|database| session_in(database).ok());
-                Claimed::Passing(passing.context("no database of the server can be connected to")?.0)
+                Claimed::Passing(Box::new(passing.context("no database of the server can be connected to")?.0))
             }
         };
         Ok(())

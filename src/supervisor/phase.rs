@@ -77,23 +77,24 @@ pub struct IllegalStep {
 
 /// The table: the phase after `event`, and what is to be done.
 pub fn step(phase: Phase, event: Event) -> Result<(Phase, Action), IllegalStep> {
-    use {Asked::*, Stage::*};
+    use {
+        Asked::{Never, Once, Twice},
+        Stage::{Cleaning, Making, Over, Running},
+    };
     let (stage, asked, action) = match (phase.stage, phase.asked, event) {
         (Making, Never, Event::Signal) => (Cleaning, Once, Action::CallOff),
         (Making, Never, Event::Started) => (Running, Never, Action::GoOn),
-        (Making, Never, Event::Ended) => (Cleaning, Never, Action::Clean),
         (Running, Never, Event::Signal) => (Running, Once, Action::PassOn),
         (Running, Once, Event::Signal) => (Running, Twice, Action::StopTests),
-        (Running, asked, Event::Ended) => (Cleaning, asked, Action::Clean),
         // While it cleans there is nobody to pass a signal on to, but they count.
         (Cleaning, Never, Event::Signal) => (Cleaning, Once, Action::GoOn),
         (Cleaning, Once, Event::Signal) => (Cleaning, Twice, Action::GoOn),
         (Running | Cleaning, Twice, Event::Signal) => (Over, Twice, Action::Leave),
-        // Called off, and on its way home already.
-        (Cleaning, asked, Event::Ended) => (Cleaning, asked, Action::Clean),
-        (Cleaning, asked, Event::Cleaned) => (Over, asked, Action::Report),
         // What comes after the end has nothing left to stop.
         (Over, asked, Event::Signal) => (Over, asked, Action::GoOn),
+        // One that was called off is on its way home already.
+        (Making, Never, Event::Ended) | (Running | Cleaning, _, Event::Ended) => (Cleaning, phase.asked, Action::Clean),
+        (Cleaning, asked, Event::Cleaned) => (Over, asked, Action::Report),
         (Making, Once | Twice, _)
         | (Making | Running, _, Event::Cleaned)
         | (Running | Cleaning, _, Event::Started)
@@ -132,7 +133,10 @@ mod tests {
 
     #[test]
     fn every_step_of_a_run_is_decided() {
-        use {Asked::*, Stage::*};
+        use {
+            Asked::{Never, Once, Twice},
+            Stage::{Cleaning, Making, Over, Running},
+        };
         // For each phase: signal, started, ended, cleaned; a dash is an illegal step.
         let table = [
             (Making, Never, ["Cleaning Once CallOff", "Running Never GoOn", "Cleaning Never Clean", "-"]),

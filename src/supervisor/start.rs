@@ -61,7 +61,7 @@ pub fn start(
     let now = Timestamp::now();
     let id = RunId::new(now.0);
     let tag = id.tag();
-    let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let host = crate::os::host();
     let owner = Owner { run: id, host: host.clone(), since: now, worker: recognised.runner.worker_word() };
     let root = place_of_root(&settings).join(format!("isolane-{tag}"));
     let providers = providers(&settings, &root, &owner)?;

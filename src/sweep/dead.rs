@@ -9,7 +9,7 @@ use super::{Scope, SweepReport, patiently, sweep};
 use crate::address::Address;
 use crate::clock::Timestamp;
 use crate::inventory::Inventory;
-use crate::ledger::resource::{self, ResourceEvent, ResourceKey, ResourceState, Words};
+use crate::ledger::resource::{self, Entry, ResourceEvent};
 use crate::ledger::run::{self, NewRun, OpenRun, RunState};
 use crate::ledger::{self, Durability, RunKey, Writer};
 use crate::name::{RunId, Tag};
@@ -37,6 +37,8 @@ pub struct Memory {
     pub promised: Vec<Resource>,
     /// Leave everything, as the user of that run wanted it.
     pub keep: bool,
+    /// What was kept is wanted no more.
+    pub with_kept: bool,
 }
 
 /// The lock of a run on the ledger at `ledger`.
@@ -47,7 +49,7 @@ pub fn lock_path(ledger: &Path, run: RunId) -> PathBuf {
 /// Sweeps every run of the ledger that is dead and owes something still. A run of another
 /// machine is that machine's business, as its lock may not be seen here.
 pub fn sweep_dead_runs(ledger: &Path, host: &str, addresses: &[Address]) -> anyhow::Result<Vec<Swept>> {
-    let open = run::open(&ledger::open(ledger)?)?;
+    let open = run::open(&ledger::open(ledger)?, false)?;
     let mut all = Vec::new();
     for OpenRun { id, .. } in open.into_iter().filter(|open| open.host == host) {
         // Who holds the lock lives, or is being swept by somebody else.
@@ -62,15 +64,15 @@ pub fn sweep_dead_runs(ledger: &Path, host: &str, addresses: &[Address]) -> anyh
 /// the ledger is gone or cannot be read, memory has to do.
 pub fn sweep_run(ledger: &Path, id: RunId, addresses: &[Address], memory: Memory) -> anyhow::Result<Option<Swept>> {
     marked::kill("ISOLANE_RUN_ID", &id.to_string());
-    let found = ledger::open_existing(ledger).and_then(|db| recall(db, id));
-    let (db, key, owed) = match found {
+    let found = ledger::open_existing(ledger).and_then(|db| recall(db, id, memory.with_kept));
+    let Recalled { db, key, has_ended, left } = match found {
         Ok(Some(found)) => found,
         Ok(None) | Err(_) if !memory.promised.is_empty() => forgotten(id)?,
         Ok(None) => return Ok(None),
         Err(error) => return Err(error),
     };
     let (writer, thread) = Writer::start(db);
-    let inventory = Inventory::recall(writer.clone(), key, owed);
+    let inventory = Inventory::recall(writer.clone(), key, left);
     // Something of it may be gone for long, and removing that is success.
     inventory.adopt(memory.promised);
     let mut swept = Swept { run: id, removed: 0, elsewhere: Vec::new(), report: SweepReport::default() };
@@ -84,20 +86,30 @@ pub fn sweep_run(ledger: &Path, id: RunId, addresses: &[Address], memory: Memory
     }
     let clean = !memory.keep && swept.elsewhere.is_empty() && swept.report.stuck.is_empty();
     let state = if clean { RunState::Swept } else { RunState::Crashed };
-    let ended = writer.commit(Durability::Process, move |db| run::end(db, key, None, state, Timestamp::now()));
+    let ended = writer.commit(Durability::Process, move |db| {
+        if has_ended { Ok(()) } else { run::end(db, key, None, state, Timestamp::now()) }
+    });
     writer.close();
     let _ = thread.join();
     ended?;
     Ok(Some(swept))
 }
 
-type Recalled = (Connection, RunKey, Vec<(ResourceKey, Words, ResourceState)>);
+/// A run as its ledger knows it.
+struct Recalled {
+    db: Connection,
+    key: RunKey,
+    has_ended: bool,
+    left: Vec<Entry>,
+}
 
-fn recall(db: Option<Connection>, id: RunId) -> anyhow::Result<Option<Recalled>> {
+fn recall(db: Option<Connection>, id: RunId, with_kept: bool) -> anyhow::Result<Option<Recalled>> {
     let Some(db) = db else { return Ok(None) };
-    let Some(open) = run::open(&db)?.into_iter().find(|open| open.id == id) else { return Ok(None) };
-    let owed = resource::owed(&db, open.key)?;
-    Ok(Some((db, open.key, owed)))
+    let Some(OpenRun { key, has_ended, .. }) = run::open(&db, with_kept)?.into_iter().find(|open| open.id == id) else {
+        return Ok(None);
+    };
+    let left = resource::owed(&db, key, with_kept)?;
+    Ok(Some(Recalled { db, key, has_ended, left }))
 }
 
 /// A run whose ledger is lost.
@@ -107,7 +119,7 @@ fn forgotten(id: RunId) -> anyhow::Result<Recalled> {
     let run =
         NewRun { id, command: unknown(), runner: "", host: unknown(), cwd: unknown(), started_at: Timestamp::now() };
     let key = run::begin(&db, &run)?;
-    Ok((db, key, Vec::new()))
+    Ok(Recalled { db, key, has_ended: false, left: Vec::new() })
 }
 
 fn remove(inventory: &Inventory, tag: &Tag, addresses: &[Address], swept: &mut Swept) {

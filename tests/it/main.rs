@@ -19,6 +19,7 @@ mod pytest_crash;
 mod pytest_injection;
 mod readme;
 mod sqlite;
+mod sweep;
 mod terminal;
 mod tidy;
 mod watchdog;

@@ -159,7 +159,7 @@ fn the_third_ctrl_c_leaves_the_cleaning_to_the_watchdog() {
 }
 
 /// Kills the watchdog and then the supervisor, as the loss of the machine does.
-fn lose_the_machine(lab: &Lab, program: Program, name: &str) {
+pub fn lose_the_machine(lab: &Lab, program: Program, name: &str) {
     let terminal = program.start_on_terminal();
     wait_until("the command runs", || lab.path("../seen").join(name).exists());
     let watchdog = alive_in(lab.home()).into_iter().find(|process| process.contains("isolane watchdog"));

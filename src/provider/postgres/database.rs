@@ -43,9 +43,11 @@ impl Databases {
             // Setup builds from nothing, as on a new machine.
             Place::Template if has_setup => self.create_empty(&name, place)?,
             Place::Template => self.create_by_dump(&name, place)?,
-            _ if has_template => self.create_copy(&name, place, &self.names.of(Place::Template)).map_err(readable)?,
-            _ if self.is_source_in_use()? => self.create_by_dump(&name, place)?,
-            _ => {
+            Place::Lane(_) if has_template => {
+                self.create_copy(&name, place, &self.names.of(Place::Template)).map_err(readable)?
+            }
+            Place::Lane(_) if self.is_source_in_use()? => self.create_by_dump(&name, place)?,
+            Place::Lane(_) => {
                 let copied = self.create_copy(&name, place, self.source.database());
                 let in_use = copied.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::OBJECT_IN_USE));
                 // Somebody came in between.

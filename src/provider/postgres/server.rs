@@ -1,20 +1,25 @@
 //! What isolane does on a server for every kind of lane: hold connections, end sessions,
 //! drop things. It knows an address and names, so it serves a run that is dead as well.
 
+use std::collections::{BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use postgres::Config;
 use postgres::error::SqlState;
 
+use super::claim;
 use super::connection::{self, Pool, readable};
 use super::identifier;
 use crate::address::PostgresAddress;
+use crate::mark::{self, Mark};
 use crate::name::Tag;
-use crate::provider::{Resource, ResourceKind, Site};
+use crate::provider::{Census, Resource, ResourceKind, Site};
 
 /// The database that is there to be connected to.
 pub const COMMON: &str = "postgres";
+/// How long after the server's start everybody who lives has said so.
+const SETTLED: Duration = Duration::from_secs(4);
 /// How long sessions may take to end after they were told to.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -60,6 +65,20 @@ impl Server {
     /// How to connect to one of its databases under this name.
     pub fn config_of(&self, database: &str, application: &str) -> Config {
         self.config.clone().dbname(database).application_name(application).clone()
+    }
+
+    /// The comment on a thing; `None` where it is not there, or has none.
+    pub fn mark_of(&self, resource: &Resource) -> anyhow::Result<Option<String>> {
+        let sql = match resource.kind {
+            ResourceKind::Database => {
+                "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = $1"
+            }
+            ResourceKind::Role => "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = $1",
+            ResourceKind::Schema => "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = $1",
+            ResourceKind::File | ResourceKind::Directory => return Ok(None),
+        };
+        let row = self.own.with(|client| client.query_opt(sql, &[&resource.name])).map_err(readable)?;
+        Ok(row.and_then(|row| row.get(0)))
     }
 
     /// What this run's own sessions are called on the server.
@@ -152,6 +171,48 @@ fn end(pool: &Pool, sql: &str, name: &str) -> anyhow::Result<()> {
         }
         // A session ends within a millisecond or so; DROP itself would look every 100 ms.
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Everything on the server with a comment that begins as a mark does. Schemas are those of
+/// the database that is connected to.
+const MARKED: &str = "
+    SELECT 'database' AS kind, d.datname::text AS name, c.description AS comment
+      FROM pg_shdescription c JOIN pg_database d ON d.oid = c.objoid AND c.classoid = 'pg_database'::regclass
+     WHERE starts_with(c.description, $1)
+    UNION ALL
+    SELECT 'role', r.rolname, c.description
+      FROM pg_shdescription c JOIN pg_roles r ON r.oid = c.objoid AND c.classoid = 'pg_authid'::regclass
+     WHERE starts_with(c.description, $1)
+    UNION ALL
+    SELECT 'schema', n.nspname, c.description
+      FROM pg_description c JOIN pg_namespace n ON n.oid = c.objoid AND c.classoid = 'pg_namespace'::regclass
+     WHERE starts_with(c.description, $1)
+    ORDER BY name, kind";
+/// How long the server has been up, in seconds.
+const UPTIME: &str = "SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8";
+
+impl Census for Server {
+    fn marked(&self) -> anyhow::Result<Vec<(Resource, Mark)>> {
+        let rows = self.own.with(|client| client.query(MARKED, &[&mark::HEAD])).map_err(readable)?;
+        let marked = rows.iter().filter_map(|row| {
+            let (kind, name): (&str, String) = (row.get("kind"), row.get("name"));
+            let mark = Mark::parse(row.get("comment")).filter(|mark| mark.is_of(&name))?;
+            let resource =
+                Resource { provider: self.id.clone(), kind: ResourceKind::parse(kind)?, name, place: mark.place };
+            Some((resource, mark))
+        });
+        Ok(marked.collect())
+    }
+
+    fn living(&self, among: &BTreeSet<Tag>) -> anyhow::Result<BTreeSet<Tag>> {
+        let seconds: f64 = self.own.with(|client| client.query_one(UPTIME, &[])).map_err(readable)?.get(0);
+        // Runs that live say so again when the server was restarted: it takes them a second.
+        let early = SETTLED.saturating_sub(Duration::from_secs_f64(seconds.max(0.0)));
+        std::thread::sleep(early);
+        let rows = self.own.with(|client| client.query(claim::HELD, &[])).map_err(readable)?;
+        let held: HashSet<i64> = rows.iter().map(|row| row.get(0)).collect();
+        Ok(among.iter().filter(|tag| held.contains(&claim::key(tag))).cloned().collect())
     }
 }
 

@@ -10,7 +10,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::unistd::{User, chown, geteuid};
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, User, chown, geteuid};
 use postgres::{Client, NoTls};
 
 use super::tools;
@@ -29,14 +30,17 @@ const SETTINGS: [&str; 8] = [
     "log_min_messages=warning",
 ];
 /// Waits for the end of its input, which comes with the end of the test process, and
-/// stops the server then.
+/// stops the server then. A server that is to come again does so.
 const GUARDIAN: &str = r#"
 folder=$1; shift
-"$@" >"$folder/log" 2>&1 </dev/null &
-server=$!
+while :; do
+    "$@" >>"$folder/log" 2>&1 </dev/null
+    rm "$folder/again" 2>/dev/null || break
+done &
+keeper=$!
 cat >/dev/null
-kill -QUIT $server 2>/dev/null
-wait $server
+read -r server _ <"$folder/data/postmaster.pid" && kill -QUIT $server
+wait $keeper
 rm -rf "$folder"
 "#;
 
@@ -110,6 +114,17 @@ impl Server {
             assert!(Instant::now() < deadline, "the server does not answer: {refusal}\n{log}");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Stops it at once, as a crash does, and starts it again.
+    pub fn restart(&self) {
+        fs::write(self.folder.join("again"), "").expect("a file");
+        let pid = fs::read_to_string(self.folder.join("data/postmaster.pid")).expect("a running server");
+        let pid = pid.lines().next().and_then(|line| line.parse().ok()).expect("a pid");
+        nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGQUIT).expect("ours");
+        super::wait_until("the server is there again", || {
+            !self.folder.join("again").exists() && self.connect(ADMIN, ADMIN_PASSWORD, "postgres").is_ok()
+        });
     }
 
     fn connect(&self, login: &str, password: &str, database: &str) -> Result<Client, postgres::Error> {

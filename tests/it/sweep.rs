@@ -1,0 +1,214 @@
+//! `isolane sweep`: what it finds, what it removes, and what it never touches.
+
+use nix::sys::signal::Signal;
+
+use crate::lab::{Lab, Server, wait_until};
+use crate::watchdog::lose_the_machine;
+
+const HANGS: &str = ": >$SEEN/there; sleep 600";
+
+/// A lab whose only run was lost with its machine, in this isolation.
+fn lost(database: &crate::lab::Database, isolation: &str) -> Lab {
+    let lab = Lab::on(database);
+    lose_the_machine(&lab, lab.sh(&format!("-n 2 --isolation {isolation}"), HANGS), "there");
+    lab
+}
+
+#[test]
+fn strays_are_listed_and_then_removed_from_any_machine() {
+    let server = Server::own();
+    let database = server.database("CREATEDB CREATEROLE");
+    for made in ["DATABASE", "ROLE"] {
+        server.sql("postgres", &format!("CREATE {made} isolane_000000000000_w0"));
+    }
+    database.sql("CREATE SCHEMA isolane_000000000000_w0");
+    let before = server.snapshot();
+    for (isolation, kinds) in
+        [("database", vec!["database", "database"]), ("schema", vec!["role", "role", "schema", "schema"])]
+    {
+        let lab = lost(&database, isolation);
+        let with_strays = server.snapshot();
+        assert_ne!(with_strays, before);
+        // It has no ledger of that run, and makes none.
+        let elsewhere = Lab::on(&database);
+        let listed = elsewhere.isolane("sweep --format json").run().assert_code(0);
+        listed.assert_says("things of 1 dead run would be removed: --apply removes them");
+        assert_eq!(server.snapshot(), with_strays, "a dry run");
+        let listed = elsewhere.isolane("sweep --format json").run().out();
+        let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+        let mut found: Vec<_> =
+            listed.as_array().expect("rows").iter().map(|row| row["kind"].as_str().expect("text")).collect();
+        found.sort_unstable();
+        assert_eq!(found, kinds);
+        for row in listed.as_array().expect("rows") {
+            assert_eq!(row["run_id"], lab.value("SELECT run_id FROM runs"), "{row}");
+            assert!(row["worker_id"].as_str().is_some_and(|worker| worker.starts_with('w')), "{row}");
+            assert_eq!(row["host"], lab.value("SELECT host FROM runs"), "{row}");
+            assert_eq!(row["since"], lab.value("SELECT started_at FROM runs"), "{row}");
+            assert!(row["reason"].as_str().is_some_and(|reason| reason.contains("dead")), "{row}");
+            assert_eq!(row["state"], "stray", "{row}");
+        }
+        elsewhere
+            .isolane("sweep --apply")
+            .run()
+            .assert_code(0)
+            .assert_says("of 1 dead run removed")
+            .assert_shows("removed");
+        assert_eq!(server.snapshot(), before);
+        elsewhere.isolane("sweep --apply").run().assert_code(0).assert_says("nothing to sweep");
+        assert!(!elsewhere.ledger_path().exists());
+        // The files are on the machine that was lost, in its ledger.
+        lab.isolane("sweep").run().assert_code(0).assert_shows("directory").assert_shows("nobody holds the lock");
+        lab.isolane("sweep --apply").run().assert_code(0);
+        assert_eq!(lab.column("SELECT state FROM runs"), ["swept"]);
+        database.assert_nothing_left(&lab);
+    }
+}
+
+#[test]
+fn a_run_that_lives_is_left_alone_wherever_the_sweeper_is() {
+    let server = Server::own();
+    let database = server.database("CREATEDB CREATEROLE");
+    for isolation in ["database", "schema"] {
+        let lab = Lab::on(&database);
+        let script = ": >$SEEN/there; until [ -e go ]; do sleep 0.01; done; psql -qXc 'CREATE TABLE mine (id int)'";
+        let run = lab.sh(&format!("--isolation {isolation}"), script).start();
+        wait_until("the run works", || lab.path("../seen/there").exists());
+        let elsewhere = Lab::on(&database);
+        for sweeper in [&lab, &elsewhere] {
+            let swept = sweeper.isolane("sweep --apply").run().assert_code(0);
+            swept.assert_says("nothing to sweep").assert_says("of runs that live stay");
+        }
+        // Its claim is there again when the server was away for a moment.
+        server.restart();
+        elsewhere.isolane("sweep --apply").run().assert_code(0).assert_says("of runs that live stay");
+        server.sql(
+            "postgres",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'isolane claim %'",
+        );
+        wait_until("the claim is made again", || {
+            !server
+                .texts(
+                    "postgres",
+                    "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid) \
+                                       WHERE locktype = 'advisory' AND application_name LIKE 'isolane claim %'",
+                )
+                .is_empty()
+        });
+        elsewhere.isolane("sweep --apply").run().assert_code(0).assert_says("of runs that live stay");
+        lab.file("go", "");
+        run.finish().assert_code(0);
+        database.assert_nothing_left(&lab);
+    }
+}
+
+#[test]
+fn two_sweepers_at_once_are_one() {
+    let server = Server::own();
+    let database = server.database("CREATEDB CREATEROLE");
+    let before = server.snapshot();
+    let labs: Vec<_> =
+        ["database", "schema", "database", "schema"].iter().map(|isolation| lost(&database, isolation)).collect();
+    let sweepers: Vec<_> = (0..3).map(|_| Lab::on(&database)).collect();
+    let running: Vec<_> = sweepers.iter().chain(&labs).map(|lab| lab.isolane("sweep --apply").start()).collect();
+    for sweeper in running {
+        sweeper.finish().assert_code(0);
+    }
+    assert_eq!(server.snapshot(), before);
+    labs.iter().for_each(|lab| database.assert_nothing_left(lab));
+}
+
+#[test]
+fn what_only_looks_like_a_stray_stays() {
+    let server = Server::own();
+    let database = server.database("CREATEDB");
+    let lab = lost(&database, "database");
+    let tag = lab.tag();
+    let stray = format!("isolane_{tag}_w0");
+    let mark = server.texts(
+        "postgres",
+        &format!("SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = '{stray}'"),
+    );
+    let mark = &mark[0];
+    assert!(mark.contains(&lab.value("SELECT run_id FROM runs")) && mark.contains("worker w0"), "{mark}");
+    // The mark under another name, its name without the mark, and a mark that was added to.
+    let theirs = [
+        ("their_copy", mark.clone()),
+        (&format!("isolane_{tag}_w9") as &str, String::new()),
+        (&format!("isolane_{tag}_w1x"), mark.clone()),
+    ];
+    for (name, comment) in &theirs {
+        server.sql("postgres", &format!("CREATE DATABASE \"{name}\""));
+        server.sql("postgres", &format!("COMMENT ON DATABASE \"{name}\" IS '{comment}'"));
+    }
+    server.sql("postgres", &format!("COMMENT ON DATABASE \"isolane_{tag}_w1\" IS '{mark} and more'"));
+    let elsewhere = Lab::on(&database);
+    let swept = elsewhere.isolane("sweep --apply").run().assert_code(0).assert_says("1 thing of 1 dead run removed");
+    swept.assert_shows(&stray);
+    let left = server.texts(
+        "postgres",
+        "SELECT datname::text FROM pg_database WHERE datname LIKE 'isolane%' OR datname = 'their_copy' ORDER BY 1",
+    );
+    assert_eq!(
+        left,
+        [
+            format!("isolane_{tag}_w1"),
+            format!("isolane_{tag}_w1x"),
+            format!("isolane_{tag}_w9"),
+            "their_copy".to_owned()
+        ]
+    );
+}
+
+#[test]
+fn what_was_kept_is_found_and_swept_when_it_is_wanted_no_more() {
+    let server = Server::own();
+    let database = server.database("CREATEDB");
+    let before = server.snapshot();
+    let lab = Lab::on(&database);
+    let outcome = lab.sh("--keep failed", "psql -qXc 'CREATE TABLE evidence (id int)'; false").run().assert_code(1);
+    outcome.assert_says("kept as asked").assert_says("isolane sweep --apply");
+    // Runs after it leave it alone.
+    lab.wrap("", "true").run().assert_code(0);
+    let kept = lab.value("SELECT name FROM resources WHERE kind = 'database' AND state = 'kept'");
+    assert_eq!(server.texts(&kept, "SELECT relname::text FROM pg_class WHERE relname = 'evidence'"), ["evidence"]);
+    let listed = lab.isolane("sweep").run().assert_code(0).assert_shows("kept as asked; its run is over");
+    listed.assert_shows(&kept);
+    lab.isolane("sweep --older-than 1h --apply").run().assert_code(0).assert_says("of younger runs stay");
+    lab.isolane("sweep --older-than 0s --apply").run().assert_code(0).assert_says("of 1 dead run removed");
+    assert_eq!(server.snapshot(), before);
+    assert_eq!(lab.column("SELECT state FROM runs ORDER BY started_at"), ["failed", "passed"]);
+    database.assert_nothing_left(&lab);
+}
+
+#[test]
+fn it_goes_on_sweeping_where_that_is_asked_for() {
+    let database = Server::shared().database("CREATEDB");
+    let lab = lost(&database, "database");
+    let elsewhere = Lab::on(&database);
+    let sweeper = elsewhere.isolane("sweep --every 100ms --older-than 0s --apply").start();
+    let tag = lab.tag();
+    wait_until("it is gone", || database.server.marked(&tag, &database.name).is_empty());
+    sweeper.signal(Signal::SIGTERM);
+    assert!(!sweeper.finish().status.success());
+    lab.isolane("sweep --apply").run().assert_code(0);
+}
+
+#[test]
+fn what_cannot_be_swept_is_said() {
+    let lab = Lab::new();
+    lab.isolane("sweep").run().assert_code(0).assert_says("nothing to sweep").assert_says("there is no ledger");
+    for bad in ["--older-than", "--every"] {
+        let outcome = lab.isolane(&format!("sweep {bad} soon")).run().assert_code(2);
+        assert!(outcome.err().contains("90s, 10m, 1h or 2d"), "{}", outcome.all());
+    }
+    let away = lab.isolane("sweep --database-url postgresql://nobody@127.0.0.1:1/x").run().assert_code(125);
+    away.assert_says("cannot reach the PostgreSQL server");
+    let database = Server::shared().database("CREATEDB");
+    let lab = lost(&database, "database");
+    // The ledger knows of things on a server that nobody names.
+    let swept = lab.isolane("sweep --apply").env("DATABASE_URL", "").run().assert_code(123);
+    swept.assert_says("could not be removed").assert_shows("--database-url");
+    lab.isolane("sweep --apply").run().assert_code(0);
+    database.assert_nothing_left(&lab);
+}
