@@ -225,7 +225,7 @@ fn home(
             Ok(run.writer.commit(Durability::Process, end)?)
         })
         .and_then(|()| fault::after(Step::Close));
-    notices.extend(ledger_trouble(&run, closed.err(), &started));
+    notices.extend(ledger_trouble(&run, closed.as_ref().err(), &started));
     let outcome = Outcome {
         ended: served.ended,
         tally,
@@ -247,9 +247,9 @@ fn home(
 
 /// What became of the ledger, where it is not as it should be. It is first of all a story:
 /// a run without one is cleaned up all the same.
-fn ledger_trouble(run: &Run, error: Option<anyhow::Error>, started: &Started) -> Option<String> {
+fn ledger_trouble(run: &Run, error: Option<&anyhow::Error>, started: &Started) -> Option<String> {
     let path = run.settings.ledger.display();
-    let what = match (run.inventory.lost().map(str::to_owned).or(error.as_ref().map(one_line)), started.has_ledger()) {
+    let what = match (run.inventory.lost().map(str::to_owned).or(error.map(one_line)), started.has_ledger()) {
         (_, false) => "was deleted or replaced while the run went on".to_owned(),
         (Some(why), true) => format!("could not be written ({why})"),
         (None, true) => return None,

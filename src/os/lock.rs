@@ -1,8 +1,9 @@
 //! The run lock: held as long as the run's supervisor lives, freed by the kernel
 //! whatever ends it. No clock, no heartbeat, no pid says so.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A locked file, unlocked and removed by [`RunLock::release`], or unlocked by the
@@ -16,19 +17,33 @@ pub struct RunLock {
 impl RunLock {
     /// Makes and locks the file.
     pub fn hold(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-        file.lock()?;
-        Ok(Self { path: path.to_owned(), file })
+        loop {
+            let lock = Self { path: path.to_owned(), file: Self::open(path)? };
+            lock.wait()?;
+            // Who tidies may have taken the file away before it was locked.
+            if lock.is_of_its_path() {
+                return Ok(lock);
+            }
+        }
     }
 
     /// Takes the lock of a run that may be dead; `None` where somebody holds it.
     pub fn take(path: &Path) -> io::Result<Option<Self>> {
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self { path: path.to_owned(), file })),
+        let lock = Self { path: path.to_owned(), file: Self::open(path)? };
+        match lock.file.try_lock() {
+            Ok(()) => Ok(Some(lock).filter(Self::is_of_its_path)),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    fn open(path: &Path) -> io::Result<File> {
+        OpenOptions::new().create(true).truncate(false).write(true).open(path)
+    }
+
+    fn is_of_its_path(&self) -> bool {
+        let id = |meta: io::Result<Metadata>| meta.map(|meta| (meta.dev(), meta.ino())).ok();
+        id(self.file.metadata()) == id(std::fs::metadata(&self.path))
     }
 
     /// The lock of another process, without taking it yet.

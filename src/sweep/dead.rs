@@ -1,6 +1,7 @@
 //! Sweeping a run whose supervisor is dead, from the ledger and the addresses of servers:
 //! what its watchdog does, and the next run on the same ledger where that died as well.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
@@ -30,6 +31,21 @@ pub struct Swept {
     pub report: SweepReport,
 }
 
+/// Removes the locks of runs that died when they had said nothing yet or everything.
+fn remove_stale_locks(ledger: &Path, open: &[OpenRun]) -> anyhow::Result<()> {
+    let Some(folder) = lock_path(ledger, RunId::new(0)).parent().and_then(|folder| fs::read_dir(folder).ok()) else {
+        return Ok(());
+    };
+    for entry in folder.flatten() {
+        let path = entry.path();
+        let is_open = open.iter().any(|open| lock_path(ledger, open.id) == path);
+        if !is_open && let Some(lock) = RunLock::take(&path)? {
+            lock.release()?;
+        }
+    }
+    Ok(())
+}
+
 /// What is known of a dead run besides the ledger.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -51,6 +67,7 @@ pub fn lock_path(ledger: &Path, run: RunId) -> PathBuf {
 pub fn sweep_dead_runs(ledger: &Path, host: &str, addresses: &[Address]) -> anyhow::Result<Vec<Swept>> {
     let open = run::open(&ledger::open(ledger)?, false)?;
     let mut all = Vec::new();
+    remove_stale_locks(ledger, &open)?;
     for OpenRun { id, .. } in open.into_iter().filter(|open| open.host == host) {
         // Who holds the lock lives, or is being swept by somebody else.
         let Some(lock) = RunLock::take(&lock_path(ledger, id))? else { continue };

@@ -115,7 +115,9 @@ fn two_sweepers_at_once_are_one() {
         sweeper.finish().assert_code(0);
     }
     assert_eq!(server.snapshot(), before);
-    labs.iter().for_each(|lab| database.assert_nothing_left(lab));
+    for lab in &labs {
+        database.assert_nothing_left(lab);
+    }
 }
 
 #[test]

@@ -44,7 +44,7 @@ impl Databases {
             Place::Template if has_setup => self.create_empty(&name, place)?,
             Place::Template => self.create_by_dump(&name, place)?,
             Place::Lane(_) if has_template => {
-                self.create_copy(&name, place, &self.names.of(Place::Template)).map_err(readable)?
+                self.create_copy(&name, place, &self.names.of(Place::Template)).map_err(readable)?;
             }
             Place::Lane(_) if self.is_source_in_use()? => self.create_by_dump(&name, place)?,
             Place::Lane(_) => {

@@ -35,6 +35,9 @@ pub struct Server {
     application: String,
 }
 
+/// What was removed stays so when the server crashes a moment later. Many servers for tests
+/// are set to forget the last of their commits then.
+const DURABLE: &str = "SET synchronous_commit = on;";
 /// Sessions of this name may still make something, after the process that asked for it is dead.
 const END_MAKERS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE application_name = $1 AND usename = current_user AND pid <> pg_backend_pid()";
@@ -127,7 +130,7 @@ impl Server {
 
     /// Drops a schema of the run's with what is in it.
     pub fn drop_schema(&self, name: &str) -> anyhow::Result<()> {
-        let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", identifier(name)?);
+        let sql = format!("{DURABLE} DROP SCHEMA IF EXISTS {} CASCADE", identifier(name)?);
         self.own.with(|client| client.batch_execute(&sql)).map_err(readable)
     }
 
@@ -143,7 +146,7 @@ impl Server {
             return Ok(());
         }
         // In one transaction: what the role owns goes only together with the role.
-        let sql = format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role};");
+        let sql = format!("{DURABLE} DROP OWNED BY {role} CASCADE; DROP ROLE {role};");
         self.own.with(|client| client.batch_execute(&sql)).map_err(readable)
     }
 }

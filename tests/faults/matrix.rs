@@ -1,0 +1,234 @@
+//! Every fault point, every fault, every isolation.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use isolane::fault::Step;
+use nix::sys::signal::{Signal, kill};
+
+use crate::Wishes;
+use crate::lab::{Lab, Outcome, Running, Server, is_alive};
+use crate::scene::{Kind, Scene, lose_machine};
+
+/// How many scenes there are at once.
+const AT_ONCE: usize = 3;
+/// No point is passed more often than that by a run of two workers.
+const MANY: usize = 40;
+
+/// What happens at a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Blow {
+    /// SIGKILL to the supervisor.
+    Kill,
+    /// SIGKILL to its whole process group.
+    Group,
+    /// An error, as of a server.
+    Error,
+    /// The server is restarted.
+    Restart,
+    /// The server ends all of isolane's sessions.
+    Cut,
+    /// All processes are killed, the watchdog first; then `isolane sweep --apply`.
+    Lost,
+}
+
+impl Blow {
+    const ALL: [Self; 6] = [Self::Kill, Self::Group, Self::Error, Self::Restart, Self::Cut, Self::Lost];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Group => "group",
+            Self::Error => "error",
+            Self::Restart => "restart",
+            Self::Cut => "cut",
+            Self::Lost => "lost",
+        }
+    }
+
+    fn deed(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Group => "kill-group",
+            Self::Error => "error",
+            Self::Restart | Self::Cut | Self::Lost => "pause",
+        }
+    }
+
+    fn is_for(self, kind: Kind) -> bool {
+        kind != Kind::Sqlite || !matches!(self, Self::Restart | Self::Cut)
+    }
+}
+
+type Column = (Kind, Blow);
+
+/// What became of one column at one point.
+#[derive(Clone, Default)]
+struct Cell {
+    struck: usize,
+    failed: usize,
+    slowest: Duration,
+}
+
+pub fn run(wishes: &Wishes) -> Vec<String> {
+    let columns: Vec<Column> = Kind::ALL
+        .into_iter()
+        .filter(|kind| wishes.on.is_none_or(|on| on == *kind))
+        .flat_map(|kind| Blow::ALL.into_iter().filter(move |blow| blow.is_for(kind)).map(move |blow| (kind, blow)))
+        .collect();
+    let points: Vec<String> =
+        Step::ALL.iter().flat_map(|step| ["before", "after"].map(|side| format!("{}:{side}", step.name()))).collect();
+    let jobs: Vec<(usize, Column)> =
+        (0..points.len()).flat_map(|point| columns.iter().map(move |column| (point, *column))).collect();
+    let jobs = Mutex::new(jobs.into_iter());
+    let cells: Mutex<BTreeMap<(usize, Column), Cell>> = Mutex::default();
+    let failures: Mutex<Vec<String>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                let server = Server::own();
+                let scene = Scene::on(&server);
+                loop {
+                    let next = jobs.lock().expect("no panic inside").next();
+                    let Some((point, column)) = next else { break };
+                    let (cell, wrong) = cell(&scene, &points[point], column);
+                    cells.lock().expect("no panic inside").insert((point, column), cell);
+                    failures.lock().expect("no panic inside").extend(wrong);
+                }
+                failures.lock().expect("no panic inside").extend(scene.close());
+            });
+        }
+    });
+    let cells = cells.into_inner().expect("no panic inside");
+    let mut failures = failures.into_inner().expect("no panic inside");
+    print(&points, &columns, &cells);
+    for (index, point) in points.iter().enumerate() {
+        if wishes.on.is_none() && cells.iter().all(|((point, _), cell)| *point != index || cell.struck == 0) {
+            failures.push(format!("{point} was never struck: no run comes there"));
+        }
+    }
+    failures
+}
+
+/// Strikes at a point: a supervisor that dies does so at every pass of it, other faults
+/// strike at the first.
+fn cell(scene: &Scene, point: &str, (kind, blow): Column) -> (Cell, Vec<String>) {
+    let mut cell = Cell::default();
+    let mut wrong = Vec::new();
+    let passes = if blow == Blow::Kill { MANY } else { 1 };
+    for pass in 1..=passes {
+        let lab = scene.lab(kind);
+        let fault = format!("{point}:{pass}={}", blow.deed());
+        // Databases are filled where others are connected to the source, and there is no setup.
+        let is_filled = kind == Kind::Database && point.starts_with("fill");
+        let _other = is_filled.then(|| scene.database.client());
+        let run = Scene::run(&lab, kind, 2, !is_filled, "").env("ISOLANE_FAULT", &fault).start();
+        let outcome = match strike(scene, &lab, run, blow) {
+            Ok(outcome) => outcome,
+            Err(why) => {
+                wrong.push(format!("{} {fault}: {why}", kind.word()));
+                cell.failed += 1;
+                break;
+            }
+        };
+        if !outcome.err().contains("isolane: fault ") {
+            break;
+        }
+        cell.struck += 1;
+        let (mut left, time) = scene.leftovers(&lab);
+        cell.slowest = cell.slowest.max(time);
+        left.extend(Scene::next_run(&lab));
+        if outcome.err().contains("panicked") {
+            left.push("it panicked".to_owned());
+        }
+        if !left.is_empty() {
+            cell.failed += 1;
+            wrong.push(format!("{} {fault}:\n  {}\n{}", kind.word(), left.join("\n  "), outcome.all()));
+        }
+    }
+    (cell, wrong)
+}
+
+fn strike(scene: &Scene, lab: &Lab, run: Running, blow: Blow) -> Result<Outcome, String> {
+    if blow.deed() != "pause" {
+        return Ok(run.finish());
+    }
+    let pid = run.pid();
+    let number = pid.as_raw().unsigned_abs();
+    let began = Instant::now();
+    loop {
+        let stat = fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+        if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')) {
+            break;
+        }
+        if !is_alive(number) {
+            // It did not come to the point.
+            return Ok(run.finish());
+        }
+        if began.elapsed() > Duration::from_secs(60) {
+            return Err("it neither stops nor ends".to_owned());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    match blow {
+        Blow::Restart => scene.server.restart(),
+        Blow::Cut => scene.server.sql(
+            "postgres",
+            &format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE usename = '{}' AND application_name LIKE 'isolane %'",
+                scene.database.login
+            ),
+        ),
+        _ => {
+            lose_machine(lab);
+            let outcome = run.finish();
+            let swept = lab.isolane("sweep --apply").run();
+            if swept.status.code() != Some(0) {
+                return Err(swept.all());
+            }
+            return Ok(outcome);
+        }
+    }
+    kill(pid, Signal::SIGCONT).map_err(|error| error.to_string())?;
+    Ok(run.finish())
+}
+
+fn print(points: &[String], columns: &[Column], cells: &BTreeMap<(usize, Column), Cell>) {
+    println!(
+        "\nEvery point × every fault × every isolation: how often it was struck, and FAILED where anything was left"
+    );
+    println!("5 s later. A dash: no run comes to that point there.\n");
+    let width = 10;
+    print!("{:<18}", "");
+    for (kind, _) in columns {
+        print!("{:>width$}", kind.word());
+    }
+    print!("\n{:<18}", "point");
+    for (_, blow) in columns {
+        print!("{:>width$}", blow.word());
+    }
+    println!();
+    for (index, point) in points.iter().enumerate() {
+        print!("{point:<18}");
+        for column in columns {
+            let cell = cells.get(&(index, *column)).cloned().unwrap_or_default();
+            let text = match (cell.struck, cell.failed) {
+                (_, 1..) => "FAILED".to_owned(),
+                (0, 0) => "-".to_owned(),
+                (struck, 0) => format!("ok {struck}"),
+            };
+            print!("{text:>width$}");
+        }
+        println!();
+    }
+    let struck: usize = cells.values().map(|cell| cell.struck).sum();
+    let failed: usize = cells.values().map(|cell| cell.failed).sum();
+    let slowest = cells.values().map(|cell| cell.slowest).max().unwrap_or_default();
+    println!(
+        "\n{struck} deaths and faults, {failed} with leftovers; the slowest was clean after {:.2} s",
+        slowest.as_secs_f64()
+    );
+}

@@ -1,0 +1,168 @@
+//! Where the drills take place: a server of its own, strangers' things beside it that look
+//! like isolane's, a run that lives all the time; and what must be true after each death.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::lab::{Database, Lab, Program, Server, alive_in};
+
+/// Within this time after a death nothing is left.
+const LIMIT: Duration = Duration::from_secs(5);
+/// What a stranger called like isolane's own.
+const LOOK_ALIKE: &str = "isolane_000000000000_w0";
+
+/// Where lanes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Sqlite,
+    Database,
+    Schema,
+}
+
+impl Kind {
+    pub const ALL: [Self; 3] = [Self::Sqlite, Self::Database, Self::Schema];
+
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.word() == word)
+    }
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Database => "database",
+            Self::Schema => "schema",
+        }
+    }
+}
+
+/// A server with strangers' things on it, and a run that lives.
+pub struct Scene<'a> {
+    pub server: &'a Server,
+    pub database: Database<'a>,
+    /// All that was on the server before.
+    before: Vec<String>,
+    living: Option<(Lab, crate::lab::Running)>,
+}
+
+impl<'a> Scene<'a> {
+    pub fn on(server: &'a Server) -> Self {
+        for made in ["DATABASE", "ROLE"] {
+            server.sql("postgres", &format!("CREATE {made} {LOOK_ALIKE}"));
+        }
+        let database = server.database("CREATEDB CREATEROLE");
+        database.sql(&format!("CREATE SCHEMA {LOOK_ALIKE}; CREATE TABLE {LOOK_ALIKE}.theirs (id int)"));
+        let other = server.database("CREATEDB CREATEROLE");
+        let lab = Lab::on(&other);
+        let living = lab.sh("", ": >$SEEN/there; exec sleep 3600").start();
+        crate::lab::wait_until("the other run lives", || lab.path("../seen/there").exists());
+        let mut scene = Self { server, database, before: Vec::new(), living: Some((lab, living)) };
+        scene.before = server.snapshot();
+        scene
+    }
+
+    /// A project with a command for `workers` that each make something.
+    pub fn lab(&self, kind: Kind) -> Lab {
+        let lab = if kind == Kind::Sqlite {
+            Lab::new().with("DATABASE_URL", "sqlite:///shop.db")
+        } else {
+            Lab::on(&self.database)
+        };
+        let (setup, work) = if kind == Kind::Sqlite {
+            (": >$ISOLANE_SCHEMA", ": >>$ISOLANE_SCHEMA; : >$TMPDIR/mine")
+        } else {
+            ("psql -qXc 'CREATE TABLE goods (id int)'", "psql -qXc 'CREATE TABLE mine (id int)'; : >$TMPDIR/mine")
+        };
+        lab.file("setup.sh", setup).file("work.sh", work);
+        // Beside what is isolane's own: it must stay.
+        fs::create_dir(lab.path("../beside")).expect("a new folder");
+        fs::write(lab.path("../beside").join(LOOK_ALIKE), "theirs").expect("a file");
+        lab
+    }
+
+    /// The run that is going to die.
+    pub fn run(lab: &Lab, kind: Kind, workers: u32, has_setup: bool, then: &str) -> Program {
+        let isolation = if kind == Kind::Schema { "schema" } else { "database" };
+        let script = format!("sh work.sh{then}");
+        let run = lab.isolane(&format!("run --isolation {isolation} -n {workers}"));
+        let run = if has_setup { run.arg_all(["--setup", "sh setup.sh"]) } else { run };
+        run.arg_all(["--", "sh", "-c", &script])
+    }
+
+    /// Waits until nothing is left; what is left in the end comes back.
+    pub fn leftovers(&self, lab: &Lab) -> (Vec<String>, Duration) {
+        let began = Instant::now();
+        loop {
+            let left = self.left(lab);
+            if left.is_empty() || began.elapsed() > LIMIT {
+                return (left, began.elapsed());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn left(&self, lab: &Lab) -> Vec<String> {
+        // The cheapest first: while the watchdog is there, nobody needs to look further.
+        let mut left: Vec<_> = alive_in(lab.home()).into_iter().map(|process| format!("process {process}")).collect();
+        if !left.is_empty() {
+            return left;
+        }
+        let files = fs::read_dir(lab.tmp()).expect("a folder").flatten();
+        left.extend(files.map(|entry| format!("file {}", entry.path().display())));
+        let now = self.server.snapshot();
+        left.extend(now.iter().filter(|line| !self.before.contains(line)).map(|line| format!("new: {line}")));
+        left.extend(self.before.iter().filter(|line| !now.contains(line)).map(|line| format!("gone: {line}")));
+        if !lab.path("../beside").join(LOOK_ALIKE).exists() {
+            left.push(format!("gone: the file {LOOK_ALIKE}"));
+        }
+        left
+    }
+
+    /// A later run on the same ledger, which must find all in order.
+    pub fn next_run(lab: &Lab) -> Vec<String> {
+        let next = lab.wrap("--isolation none", "true").run();
+        let mut wrong = Vec::new();
+        if next.status.code() != Some(0) {
+            wrong.push(format!("the next run: {}", next.all()));
+        }
+        let open = lab.column("SELECT run_id FROM runs WHERE state = 'running'");
+        wrong.extend(open.into_iter().map(|run| format!("run {run} is in the ledger as running")));
+        let locks = fs::read_dir(lab.path(".isolane/locks")).expect("a folder").flatten();
+        wrong.extend(locks.map(|entry| format!("lock {}", entry.path().display())));
+        wrong
+    }
+
+    /// Ends the run that lived all the time: it must not have noticed anything.
+    pub fn close(mut self) -> Vec<String> {
+        let (lab, living) = self.living.take().expect("until now");
+        let lanes = "SELECT name FROM resources WHERE kind = 'database' AND state = 'created'";
+        let lane = lab.value(lanes);
+        let mut wrong = Vec::new();
+        if self
+            .server
+            .texts("postgres", &format!("SELECT datname::text FROM pg_database WHERE datname = '{lane}'"))
+            .is_empty()
+        {
+            wrong.push("the run that lived has lost its database".to_owned());
+        }
+        living.signal(Signal::SIGTERM);
+        let outcome = living.finish();
+        if outcome.status.code() != Some(143) || outcome.err().contains("could not") {
+            wrong.push(format!("the run that lived: {}", outcome.all()));
+        }
+        wrong
+    }
+}
+
+/// Kills all that is in this lab, as the loss of its machine does.
+pub fn lose_machine(lab: &Lab) {
+    // The watchdog before its supervisor, so that it cannot do anything.
+    let mut all = alive_in(lab.home());
+    all.sort_by_key(|process| !process.contains("isolane watchdog"));
+    for process in all {
+        let pid = process.split(' ').next().and_then(|pid| pid.parse().ok()).expect("begins with the pid");
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
