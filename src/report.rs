@@ -40,6 +40,10 @@ pub fn summary(outcome: &Outcome, ledger: &str) -> Vec<String> {
             format!("not removed: {} {} at {} ({why})", resource.kind.as_str(), resource.name, resource.provider)
         })
         .collect()));
+    if !outcome.swept.stuck.is_empty() {
+        let place = if ledger == file::LEDGER { String::new() } else { format!(" --ledger {ledger}") };
+        lines.push(format!("what is left: `isolane sweep --apply{place}` removes it, and so does the next run"));
+    }
     lines.push(format!("run {}, ledger {ledger}", outcome.run_id));
     lines
 }

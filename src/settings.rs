@@ -188,7 +188,7 @@ impl Settings {
         let file_urls = from_file.database_urls.clone();
         let all = flags.over(from_environment).over(from_file);
         let folder = file.as_deref().and_then(Path::parent).unwrap_or(cwd);
-        let ledger = all.ledger.unwrap_or_else(|| folder.join(".isolane/ledger.db"));
+        let ledger = all.ledger.unwrap_or_else(|| folder.join(file::LEDGER));
         let (url_variables, embedded) = url_variables(&flag_urls, &file_urls, &all.url_vars, &variables, cwd)?;
         Ok(Self {
             isolation: all.isolation.unwrap_or_default(),

@@ -13,6 +13,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{getpid, getsid};
 
 /// One signal that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +68,10 @@ impl Signals {
         let Some(info) = self.0.read_signal()? else { return Ok(None) };
         let number = i32::try_from(info.ssi_signo).map_err(io::Error::other)?;
         let signal = Signal::try_from(number)?;
-        Ok(Some(Arrival { signal, from_terminal: info.ssi_code == libc::SI_KERNEL }))
+        // A terminal that hangs up tells the leader of its session and nobody else (tty_ioctl(4)):
+        // telling the others is up to it, as it is to a shell.
+        let for_us_alone = signal == Signal::SIGHUP && getsid(None) == Ok(getpid());
+        Ok(Some(Arrival { signal, from_terminal: info.ssi_code == libc::SI_KERNEL && !for_us_alone }))
     }
 }
 

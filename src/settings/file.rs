@@ -10,6 +10,8 @@ use super::{Choices, Cleaner, Setup};
 
 /// The name of the file.
 pub const NAME: &str = "isolane.toml";
+/// The ledger's usual path, beside the configuration.
+pub const LEDGER: &str = ".isolane/ledger.db";
 
 const KEYS: [&str; 11] =
     ["database-url", "isolation", "setup", "workers", "keep", "url-var", "ledger", "runner", "quiet", "env", "cleaner"];

@@ -56,10 +56,13 @@ impl Wishes {
     }
 }
 
+/// A test; what comes back are its failures.
+type Test = fn(&Wishes) -> Vec<String>;
+
 fn main() {
     let wishes = Wishes::read();
     let began = Instant::now();
-    let tests: [(&str, fn(&Wishes) -> Vec<String>); 2] = [("matrix", matrix::run), ("random", random::run)];
+    let tests: [(&str, Test); 2] = [("matrix", matrix::run), ("random", random::run)];
     let (mut passed, mut failed) = (0, 0);
     for (name, test) in tests {
         if !wishes.wants(name) {

@@ -9,7 +9,8 @@ use isolane::fault::Step;
 use nix::sys::signal::{Signal, kill};
 
 use crate::Wishes;
-use crate::lab::{Lab, Outcome, Running, Server, is_alive};
+use crate::lab::program::Running;
+use crate::lab::{Lab, Outcome, Server, is_alive};
 use crate::scene::{Kind, Scene, lose_machine};
 
 /// How many scenes there are at once.

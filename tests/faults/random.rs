@@ -97,7 +97,8 @@ fn play(scene: &Scene, round: &Round) -> (bool, Duration, Option<String>) {
     let mut wrong = Vec::new();
     if matches!(round.death, Death::Machine) {
         let swept = lab.isolane("sweep --apply").run();
-        if swept.status.code() != Some(0) {
+        let (left, _) = scene.leftovers(&lab);
+        if swept.status.code() != Some(0) || !left.is_empty() {
             wrong.push(swept.all());
         }
     }

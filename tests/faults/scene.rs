@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::lab::program::Running;
 use crate::lab::{Database, Lab, Program, Server, alive_in};
 
 /// Within this time after a death nothing is left.
@@ -44,7 +45,7 @@ pub struct Scene<'a> {
     pub database: Database<'a>,
     /// All that was on the server before.
     before: Vec<String>,
-    living: Option<(Lab, crate::lab::Running)>,
+    living: Option<(Lab, Running)>,
 }
 
 impl<'a> Scene<'a> {
@@ -158,11 +159,14 @@ impl<'a> Scene<'a> {
 
 /// Kills all that is in this lab, as the loss of its machine does.
 pub fn lose_machine(lab: &Lab) {
-    // The watchdog before its supervisor, so that it cannot do anything.
-    let mut all = alive_in(lab.home());
-    all.sort_by_key(|process| !process.contains("isolane watchdog"));
-    for process in all {
-        let pid = process.split(' ').next().and_then(|pid| pid.parse().ok()).expect("begins with the pid");
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
+    crate::lab::wait_until("all are dead", || {
+        // The watchdog before its supervisor, so that it cannot do anything.
+        let mut all = alive_in(lab.home());
+        all.sort_by_key(|process| !process.contains("isolane watchdog"));
+        for process in &all {
+            let pid = process.split(' ').next().and_then(|pid| pid.parse().ok()).expect("begins with the pid");
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        all.is_empty()
+    });
 }

@@ -40,9 +40,19 @@ const AFTERGLOW: Duration = Duration::from_secs(1);
 /// How long between two looks.
 const BREATH: Duration = Duration::from_millis(20);
 
-/// Connects, and says in one line why not.
+/// Connects, and says in one line why not. Where the server has no place, it waits for one.
 pub fn connect(config: &Config) -> anyhow::Result<Client> {
-    config.connect(NoTls).map_err(|error| Stop::not_started(why_not(&error, config)))
+    let began = Instant::now();
+    loop {
+        let error = match config.connect(NoTls) {
+            Ok(client) => return Ok(client),
+            Err(error) => error,
+        };
+        if error.code() != Some(&SqlState::TOO_MANY_CONNECTIONS) || began.elapsed() > PATIENCE {
+            return Err(Stop::not_started(why_not(&error, config)));
+        }
+        std::thread::sleep(BREATH);
+    }
 }
 
 fn why_not(error: &postgres::Error, config: &Config) -> String {

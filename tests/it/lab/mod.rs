@@ -4,7 +4,7 @@
 mod cargo;
 mod postgres;
 mod processes;
-mod program;
+pub mod program;
 mod terminal;
 pub mod tools;
 mod witness;
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 pub use cargo::many_tests;
 pub use postgres::{Database, Server};
 pub use processes::{alive_in, is_alive};
-pub use program::{Outcome, Program, Running, wait_until};
+pub use program::{Outcome, Program, wait_until};
 pub use terminal::OnTerminal;
 pub use witness::{Env, Seen};
 

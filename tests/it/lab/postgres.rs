@@ -36,6 +36,7 @@ folder=$1; shift
 while :; do
     "$@" >>"$folder/log" 2>&1 </dev/null
     rm "$folder/again" 2>/dev/null || break
+    while [ -e "$folder/hold" ]; do sleep 0.01; done
 done &
 keeper=$!
 cat >/dev/null
@@ -118,13 +119,24 @@ impl Server {
 
     /// Stops it at once, as a crash does, and starts it again.
     pub fn restart(&self) {
+        self.stop();
+        self.start_again();
+    }
+
+    /// Stops it at once; it can be started again.
+    pub fn stop(&self) {
+        fs::write(self.folder.join("hold"), "").expect("a file");
         fs::write(self.folder.join("again"), "").expect("a file");
         let pid = fs::read_to_string(self.folder.join("data/postmaster.pid")).expect("a running server");
         let pid = pid.lines().next().and_then(|line| line.parse().ok()).expect("a pid");
         nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGQUIT).expect("ours");
-        super::wait_until("the server is there again", || {
-            !self.folder.join("again").exists() && self.connect(ADMIN, ADMIN_PASSWORD, "postgres").is_ok()
-        });
+        super::wait_until("the server is gone", || !self.folder.join("again").exists());
+    }
+
+    /// Starts it again.
+    pub fn start_again(&self) {
+        fs::remove_file(self.folder.join("hold")).expect("it was stopped");
+        super::wait_until("the server is there again", || self.connect(ADMIN, ADMIN_PASSWORD, "postgres").is_ok());
     }
 
     fn connect(&self, login: &str, password: &str, database: &str) -> Result<Client, postgres::Error> {
