@@ -8,12 +8,23 @@
 //! nothing reads the environment after that. [`runner`] says which tool it is. The
 //! [`supervisor`] announces the run in the [`ledger`] under a lock that the kernel frees
 //! if it dies ([`os::lock`]), arms the [`watchdog`], which undoes the run if that happens,
-//! promises each resource on the disk before a [`provider`] makes it ([`inventory`]), opens the [`api`] on a Unix socket, and starts the command
-//! in its own process group with nothing but environment added. In the workers, the
-//! shims (`shims/pytest`, `shims/exec`) ask for a lane before any user code runs, and
-//! report tests. The [`keeper`] gives lanes by the [`lane`] book; the [`roster`] knows
+//! promises each resource on the disk before a [`provider`] makes it ([`inventory`]), opens
+//! the [`api`] on a Unix socket, and starts the command in its own process group with
+//! nothing but environment added. In the workers, the shims (`shims/pytest`, `shims/exec`)
+//! ask for a lane before any user code runs, and report tests. The [`keeper`] gives lanes by the [`lane`] book; the [`roster`] knows
 //! who is in which test. At the end, what still lives is stopped, and [`mod@sweep`] undoes
 //! what the inventory owes: it is the one place that removes anything.
+//!
+//! # Whatever dies
+//!
+//! Every promise is known to three: the supervisor, the ledger on the disk, and the watchdog,
+//! which hears it through a pipe. On a server every thing carries a [`mark`] besides, and a
+//! session of the run holds a lock there, the claim. So the first who is left of these undoes
+//! a run: the supervisor; the watchdog, when the kernel frees the run lock; the next run on
+//! the ledger; `isolane sweep` from any machine, by mark and claim. All four end in the same
+//! sweep. The supervisor's phases (`supervisor/phase.rs`) and the states of a resource
+//! ([`ledger::resource`]) are tables with a test for every cell. [`fault`] names the points
+//! before and after each step, where `tests/faults` lets it fail.
 //!
 //! # Rooms
 //!

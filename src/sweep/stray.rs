@@ -23,7 +23,7 @@ use crate::os::lock::RunLock;
 use crate::provider::{Census, Resource, ResourceKind, Server, Site};
 
 /// A session that was cut off has taken its run's lock again after this long.
-const SECOND_LOOK: Duration = Duration::from_millis(1500);
+const SECOND_LOOK: Duration = Duration::from_millis(300);
 
 /// Why something is a stray.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

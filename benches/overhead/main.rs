@@ -11,8 +11,10 @@
 )]
 
 #[allow(dead_code, unused_imports, reason = "the laboratory serves the tests first")]
-#[path = "../tests/it/lab/mod.rs"]
+#[path = "../../tests/it/lab/mod.rs"]
 mod lab;
+
+mod cleanup;
 
 use std::time::{Duration, Instant};
 
@@ -25,8 +27,16 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let parts: [(&str, fn()); 5] =
-        [("pytest", pytest), ("nextest", nextest), ("start", start), ("lanes", lanes), ("ingest", ingest)];
+    let parts: [(&str, fn()); 8] = [
+        ("pytest", pytest),
+        ("nextest", nextest),
+        ("start", start),
+        ("lanes", lanes),
+        ("ingest", ingest),
+        ("killed", cleanup::killed),
+        ("strays", cleanup::strays),
+        ("history", cleanup::history),
+    ];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
             part();
