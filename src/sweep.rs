@@ -7,7 +7,7 @@ pub use dead::{Memory, Swept, lock_path, sweep_dead_runs, sweep_run};
 pub use stray::{Reason, Stray, Survey, apply, survey};
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::one_line;
@@ -19,7 +19,7 @@ use crate::provider::{Resource, Site};
 
 /// How many places are undone at once. Dropping a database is mostly waiting for the
 /// server's checkpoint, which several drops share.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 12;
 
 /// How long to wait before each further try, in milliseconds: a server may just be starting
 /// again.
@@ -82,20 +82,25 @@ pub fn sweep(inventory: &Inventory, sites: &[&dyn Site], scope: Scope) -> SweepR
 /// Undoes groups of things beside each other, each in the reverse order of its making.
 fn undo_beside(inventory: &Inventory, sites: &[&dyn Site], groups: Vec<Vec<Item>>) -> SweepReport {
     let report = Mutex::new(SweepReport::default());
-    let threads = groups.len().min(AT_ONCE);
-    let groups = Mutex::new(groups.into_iter());
+    beside(groups.into_iter(), |items| undo(inventory, sites, items, &report));
+    report.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does `work` on these, several at a time.
+fn beside<T: Send>(these: impl ExactSizeIterator<Item = T> + Send, work: impl Fn(T) + Sync) {
+    let threads = these.len().min(AT_ONCE);
+    let these = Mutex::new(these);
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
-                    let next = groups.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-                    let Some(items) = next else { break };
-                    undo(inventory, sites, items, &report);
+                    let next = these.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some(next) = next else { break };
+                    work(next);
                 }
             });
         }
     });
-    report.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn undo(inventory: &Inventory, sites: &[&dyn Site], items: Vec<Item>, report: &Mutex<SweepReport>) {
@@ -110,7 +115,7 @@ fn undo(inventory: &Inventory, sites: &[&dyn Site], items: Vec<Item>, report: &M
             || Err(anyhow::anyhow!("nothing here knows {}", resource.provider)),
             |site| remove(*site, &resource),
         );
-        let mut report = report.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
         match done {
             Ok(()) => {
                 let _ = inventory.happened(&resource, ResourceEvent::Remove, None);

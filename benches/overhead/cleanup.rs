@@ -37,8 +37,13 @@ pub fn killed() {
     let (mut ratios, mut by_hands) = (Vec::new(), Vec::new());
     for _ in 0..7 {
         let names: Vec<_> = (0..8).map(|n| format!("by_hand_{n}")).collect();
-        at_once(&server, "postgres", names.iter().map(|name| format!("CREATE DATABASE {name} TEMPLATE {}", database.name)).collect());
-        let by_hand = wall(|| at_once(&server, "postgres", names.iter().map(|name| format!("DROP DATABASE {name}")).collect()));
+        at_once(
+            &server,
+            "postgres",
+            names.iter().map(|name| format!("CREATE DATABASE {name} TEMPLATE {}", database.name)).collect(),
+        );
+        let by_hand =
+            wall(|| at_once(&server, "postgres", names.iter().map(|name| format!("DROP DATABASE {name}")).collect()));
         let lab = Lab::on(&database);
         let run = lab.sh("-n 8", ": >$SEEN/$WORKER_ID; exec sleep 600").start();
         wait_until("all work", || (0..8).all(|n| lab.path(&format!("../seen/w{n}")).exists()));
@@ -61,8 +66,13 @@ pub fn killed() {
     );
 }
 
-/// A sweep of a thousand marked strays: 100 databases, 450 schemas, 450 roles.
+/// Sweeps of marked strays: empty databases, and empty schemas and roles.
 pub fn strays() {
+    sweep_of(300, 300, "sweep of 300 marked databases / 300 DROPs, 8 at once");
+    sweep_of(1000, 0, "sweep of 1,000 marked schemas and roles / 1,000 DROPs");
+}
+
+fn sweep_of(all: u64, databases: u64, what: &str) {
     let server = Server::own();
     let database = server.database("CREATEDB CREATEROLE SUPERUSER");
     let lab = Lab::on(&database);
@@ -70,11 +80,14 @@ pub fn strays() {
     let mut by_hands = Vec::new();
     for _ in 0..3 {
         let (mut makes, mut drops, mut marked) = (Vec::new(), Vec::new(), Vec::new());
-        for n in 0..1000 {
-            let owner =
-                Owner { run: RunId::new(n), host: "elsewhere".to_owned(), since: Timestamp(n), worker: "gw" };
+        for n in 0..all {
+            let owner = Owner { run: RunId::new(n), host: "elsewhere".to_owned(), since: Timestamp(n), worker: "gw" };
             let (name, mark) = (Place::Lane(Lane(0)).schema(&owner.run.tag()), owner.mark(Place::Lane(Lane(0))));
-            let kind = if n < 100 { "DATABASE" } else if n < 550 { "SCHEMA" } else { "ROLE" };
+            let kind = match n {
+                n if n < databases => "DATABASE",
+                n if n % 2 == 0 => "SCHEMA",
+                _ => "ROLE",
+            };
             makes.push(format!("CREATE {kind} by_hand_{n}"));
             drops.push(format!("DROP {kind} by_hand_{n}"));
             makes.push(format!("CREATE {kind} {name}"));
@@ -83,16 +96,14 @@ pub fn strays() {
         at_once(&server, &database.name, makes);
         at_once(&server, &database.name, marked);
         let by_hand = wall(|| at_once(&server, &database.name, drops));
-        let swept = wall(|| drop(lab.isolane("sweep --apply --format csv").run().assert_code(0).assert_says("1000 things")));
+        let swept = wall(|| {
+            drop(lab.isolane("sweep --apply --format csv").run().assert_code(0).assert_says(&format!("{all} things")))
+        });
         ratios.push(swept / by_hand);
         by_hands.push(by_hand);
     }
     let by_hand = median(by_hands) * 1e3;
-    line(
-        "sweep of 1,000 marked strays / 1,000 DROPs, 8 at once",
-        &format!("{:.2} (by hand {by_hand:.0} ms)", median(ratios)),
-        "at most 1.3",
-    );
+    line(what, &format!("{:.2} (by hand {by_hand:.0} ms)", median(ratios)), "at most 1.3");
 }
 
 /// The look at a ledger with 10,000 runs that ended, at the start of a run.

@@ -3,27 +3,33 @@
 //! session on the server holds its lock there. What carries no mark is nobody's business
 //! here, however it is called.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
-use super::{Memory, SweepReport, lock_path, patiently, sweep_run, undo_beside};
+use super::{Memory, SweepReport, beside, lock_path, patiently, sweep_run};
 use crate::address::Address;
 use crate::clock::Timestamp;
 use crate::error::one_line;
-use crate::inventory::{Inventory, resource_of};
+use crate::inventory::resource_of;
+use crate::ledger;
 use crate::ledger::resource::{self, ResourceState};
-use crate::ledger::run::{self, NewRun, OpenRun};
-use crate::ledger::{self, Writer};
+use crate::ledger::run::{self, OpenRun};
 use crate::mark::Mark;
-use crate::name::{Place, RunId, Tag};
+use crate::name::{RunId, Tag};
 use crate::os::lock::RunLock;
-use crate::provider::{Census, Resource, ResourceKind, Server, Site};
+use crate::provider::{Census, Resource, ResourceKind, Server};
 
-/// A session that was cut off has taken its run's lock again after this long.
-const SECOND_LOOK: Duration = Duration::from_millis(300);
+/// A session that was cut off has taken its run's lock again after this long: the first try
+/// is made at once.
+const SECOND_LOOK: Duration = Duration::from_millis(100);
+
+/// How many schemas or roles are removed in one statement: the proof costs more than the
+/// removal of an empty one.
+const TOGETHER: usize = 20;
 
 /// Why something is a stray.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,12 +71,12 @@ pub struct Stray {
     found: Found,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Found {
     /// In the ledger.
     Ledger,
     /// By its mark, on this one of the servers.
-    Server(usize),
+    Server { index: usize, mark: Mark },
 }
 
 /// What was found.
@@ -98,8 +104,10 @@ pub fn survey(
 ) -> anyhow::Result<Survey> {
     let mut survey = Survey::default();
     let locked = survey.read_ledger(ledger, host)?;
+    let id = |resource: &Resource| (resource.provider.clone(), resource.kind, resource.name.clone());
     for address in addresses {
         let Address::Postgres(postgres) = address else { continue };
+        let known: BTreeSet<_> = survey.strays.iter().map(|stray| id(&stray.resource)).collect();
         // It makes nothing, so no run's name is on its sessions.
         let server = Server::new(postgres, &RunId::new(now.0).tag())?;
         let marked = server.marked()?;
@@ -107,15 +115,15 @@ pub fn survey(
         for (resource, mark) in marked {
             if living.contains(&mark.run.tag()) || locked.contains(&mark.run.tag()) {
                 survey.living += 1;
-            } else if survey.strays.iter().all(|stray| stray.resource != resource) {
+            } else if !known.contains(&id(&resource)) {
                 survey.strays.push(Stray {
                     resource,
                     run: mark.run,
-                    worker: Some(mark.worker),
-                    host: mark.host,
+                    worker: Some(mark.worker.clone()),
+                    host: mark.host.clone(),
                     since: mark.since,
                     reason: Reason::NoClaim,
-                    found: Found::Server(survey.servers.len()),
+                    found: Found::Server { index: survey.servers.len(), mark },
                 });
             }
         }
@@ -184,103 +192,54 @@ pub fn apply(survey: &Survey, ledger: &Path, addresses: &[Address]) -> anyhow::R
         }
         lock.release()?;
     }
-    let marked = |server| survey.strays.iter().filter(move |stray| stray.found == Found::Server(server));
     if survey.strays.iter().any(|stray| stray.found != Found::Ledger) {
         std::thread::sleep(SECOND_LOOK);
     }
-    for (index, server) in survey.servers.iter().enumerate() {
-        report.stuck.extend(remove_marked(server, &marked(index).collect::<Vec<_>>())?.stuck);
+    for (number, server) in survey.servers.iter().enumerate() {
+        let marked = survey.strays.iter().filter_map(|stray| match &stray.found {
+            Found::Server { index, mark } if *index == number => Some((stray, mark)),
+            _ => None,
+        });
+        report.stuck.extend(remove_marked(server, &marked.collect::<Vec<_>>()).stuck);
     }
     Ok(report)
 }
 
-fn remove_marked(server: &Server, strays: &[&Stray]) -> anyhow::Result<SweepReport> {
-    let Some(first) = strays.first() else { return Ok(SweepReport::default()) };
-    // What others' ledgers know is only remembered here for as long as it takes.
-    let db = ledger::in_memory()?;
-    let unknown = String::new;
-    let run = NewRun {
-        id: first.run,
-        command: unknown(),
-        runner: "",
-        host: unknown(),
-        cwd: unknown(),
-        started_at: first.since,
-    };
-    let key = run::begin(&db, &run)?;
-    let (writer, thread) = Writer::start(db);
-    let inventory = Inventory::new(writer.clone(), key, None);
-    // Roles go after the schemas that they own.
-    let rank = |kind: ResourceKind| usize::from(kind != ResourceKind::Role);
-    let mut resources: Vec<_> = strays.iter().map(|stray| stray.resource.clone()).collect();
-    resources.sort_by_key(|resource| rank(resource.kind));
-    inventory.adopt(resources);
-    let owners: BTreeMap<String, Tag> =
-        strays.iter().map(|stray| (stray.resource.name.clone(), stray.run.tag())).collect();
-    let site = Proven { server, strays };
-    let report = patiently(|| {
-        for tag in owners.values().collect::<BTreeSet<_>>() {
-            // If this fails, so does what follows, and says so.
-            let _ = site.take_over(tag);
+/// Removes what carries a mark still and whose run is dead still.
+fn remove_marked(server: &Server, strays: &[(&Stray, &Mark)]) -> SweepReport {
+    let _open = server.keep_open();
+    let mut left = strays.to_vec();
+    patiently(|| {
+        let tags: BTreeSet<Tag> = left.iter().map(|(stray, _)| stray.run.tag()).collect();
+        // If this fails, so does what follows, and says so.
+        let _ = server.living(&tags).and_then(|living| server.end_makers(tags.difference(&living)));
+        let stuck = Mutex::new(Vec::new());
+        // Removals of databases that go at the same time share a checkpoint, and roles go after
+        // the schemas that they own.
+        for kind in [ResourceKind::Database, ResourceKind::Schema, ResourceKind::Role] {
+            let of_kind: Vec<_> = left.iter().filter(|(stray, _)| stray.resource.kind == kind).copied().collect();
+            let together = if kind == ResourceKind::Database { 1 } else { TOGETHER };
+            beside(of_kind.chunks(together), |some| {
+                let stuck_now = remove_some(server, some);
+                stuck.lock().unwrap_or_else(PoisonError::into_inner).extend(stuck_now);
+            });
         }
-        let mut groups: BTreeMap<(&Tag, Place), Vec<_>> = BTreeMap::new();
-        for item in inventory.owed() {
-            groups.entry((&owners[&item.resource.name], item.resource.place)).or_default().push(item);
-        }
-        undo_beside(&inventory, &[&site], groups.into_values().collect())
+        let stuck = stuck.into_inner().unwrap_or_else(PoisonError::into_inner);
+        left.retain(|(stray, _)| stuck.iter().any(|(resource, _)| *resource == stray.resource));
+        SweepReport { stuck }
+    })
+}
+
+/// Removes these together, or each alone where that does not go; what does not go alone
+/// either comes back, with why.
+fn remove_some(server: &Server, some: &[(&Stray, &Mark)]) -> Vec<(Resource, String)> {
+    let things: Vec<_> = some.iter().map(|(stray, mark)| (&stray.resource, *mark)).collect();
+    if things.len() > 1 && server.remove_proven(&things).is_ok() {
+        return Vec::new();
+    }
+    let alone = things.into_iter().filter_map(|(resource, mark)| {
+        let why = server.remove_proven(&[(resource, mark)]).err()?;
+        Some((resource.clone(), one_line(&why)))
     });
-    writer.close();
-    let _ = thread.join();
-    Ok(report)
-}
-
-/// A server on which a thing is removed only if it carries the mark still that it was found
-/// by, and its run is dead still.
-#[derive(Debug)]
-struct Proven<'a> {
-    server: &'a Server,
-    strays: &'a [&'a Stray],
-}
-
-impl Proven<'_> {
-    /// Whether the thing is there and may go.
-    fn prove(&self, resource: &Resource) -> anyhow::Result<bool> {
-        let Some(run) = self.strays.iter().find(|stray| stray.resource == *resource).map(|stray| stray.run) else {
-            bail!("it was not found before")
-        };
-        if !self.server.living(&BTreeSet::from([run.tag()]))?.is_empty() {
-            bail!("its run lives")
-        }
-        let mark = self.server.mark_of(resource)?;
-        match mark.as_deref().map(Mark::parse) {
-            None => Ok(false),
-            Some(Some(mark)) if mark.run == run && mark.is_of(&resource.name) => Ok(true),
-            Some(_) => bail!("it carries another mark now"),
-        }
-    }
-}
-
-impl Site for Proven<'_> {
-    fn id(&self) -> &str {
-        self.server.id()
-    }
-
-    fn take_over(&self, dead: &Tag) -> anyhow::Result<()> {
-        if self.server.living(&BTreeSet::from([dead.clone()]))?.is_empty() {
-            self.server.take_over(dead)?;
-        }
-        Ok(())
-    }
-
-    fn disconnect(&self, resource: &Resource) -> anyhow::Result<()> {
-        if self.prove(resource)? { self.server.disconnect(resource) } else { Ok(()) }
-    }
-
-    fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
-        match self.prove(resource) {
-            Ok(true) => self.server.remove(resource),
-            Ok(false) => Ok(()),
-            Err(why) => bail!(one_line(&why)),
-        }
-    }
+    alone.collect()
 }

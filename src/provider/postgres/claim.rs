@@ -22,10 +22,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 const PREPARE: &str = "SELECT set_config(name, value, false)
     FROM (VALUES ('tcp_keepalives_idle', '10'), ('tcp_keepalives_interval', '5'), ('tcp_keepalives_count', '3'),
                  ('idle_session_timeout', '0')) AS wanted (name, value) JOIN pg_settings USING (name)";
-/// The advisory locks that any session holds, in whichever database, as the numbers that
-/// they were taken by (pg_locks divides them in two).
-pub const HELD: &str = "SELECT DISTINCT (classid::bigint << 32) | objid::bigint FROM pg_locks
-    WHERE locktype = 'advisory' AND objsubid = 1 AND granted";
+/// The advisory locks that any session holds, in whichever database.
+pub const HELD: &str = "FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted";
+/// The number that one was taken by; pg_locks divides it in two.
+pub const NUMBER: &str = "((classid::bigint << 32) | objid::bigint)";
 
 /// The number of the run's lock.
 pub fn key(tag: &Tag) -> i64 {

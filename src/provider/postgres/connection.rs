@@ -201,6 +201,12 @@ impl Pool {
         Err(first.expect("a pool has an address"))
     }
 
+    /// Keeps idle sessions as long as what comes back lives.
+    pub fn keep_open(&self) -> KeptOpen<'_> {
+        self.state().working += 1;
+        KeptOpen(self)
+    }
+
     fn give_back(&self, client: Option<Client>) {
         let mut state = self.state();
         state.working -= 1;
@@ -210,6 +216,16 @@ impl Pool {
         self.changed.notify_one();
         // Ending a session says goodbye to the server, which takes a moment.
         drop(idle);
+    }
+}
+
+/// Sessions of a pool stay open as long as this lives.
+#[derive(Debug)]
+pub struct KeptOpen<'a>(&'a Pool);
+
+impl Drop for KeptOpen<'_> {
+    fn drop(&mut self) {
+        self.0.give_back(None);
     }
 }
 

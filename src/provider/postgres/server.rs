@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use postgres::Config;
 use postgres::error::SqlState;
+use postgres::types::ToSql;
 
 use super::claim;
-use super::connection::{self, Pool, readable};
+use super::connection::{self, KeptOpen, Pool, readable};
 use super::identifier;
 use crate::address::PostgresAddress;
 use crate::mark::{self, Mark};
@@ -40,7 +41,7 @@ pub struct Server {
 const DURABLE: &str = "SET synchronous_commit = on;";
 /// Sessions of this name may still make something, after the process that asked for it is dead.
 const END_MAKERS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-    WHERE application_name = $1 AND usename = current_user AND pid <> pg_backend_pid()";
+    WHERE application_name = ANY ($1) AND usename = current_user AND pid <> pg_backend_pid()";
 const END_SESSIONS_IN_DATABASE: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE datname = $1 AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
 const USERS: &str = "SELECT coalesce(string_agg(DISTINCT coalesce(usename, 'the server'), ', '), 'nobody')
@@ -67,21 +68,81 @@ impl Server {
 
     /// How to connect to one of its databases under this name.
     pub fn config_of(&self, database: &str, application: &str) -> Config {
-        self.config.clone().dbname(database).application_name(application).clone()
+        let mut config = self.config.clone();
+        config.dbname(database).application_name(application);
+        // A way that forgets quiet sessions must not forget one that is quiet for hours.
+        let (idle, pause) = (Duration::from_secs(10), Duration::from_secs(5));
+        config.keepalives_idle(idle).keepalives_interval(pause).keepalives_retries(3);
+        config
     }
 
-    /// The comment on a thing; `None` where it is not there, or has none.
-    pub fn mark_of(&self, resource: &Resource) -> anyhow::Result<Option<String>> {
-        let sql = match resource.kind {
-            ResourceKind::Database => {
-                "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = $1"
-            }
-            ResourceKind::Role => "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = $1",
-            ResourceKind::Schema => "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = $1",
-            ResourceKind::File | ResourceKind::Directory => return Ok(None),
+    /// Removes things of one kind, all or none, if their runs are dead and they still carry
+    /// these marks; what is not there is removed. Of databases it takes one.
+    pub fn remove_proven(&self, things: &[(&Resource, &Mark)]) -> anyhow::Result<()> {
+        let Some((first, _)) = things.first() else { return Ok(()) };
+        let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
+        let list =
+            |each: &dyn Fn(&(&Resource, &Mark)) -> String| things.iter().map(each).collect::<Vec<_>>().join(", ");
+        let is_database = first.kind == ResourceKind::Database;
+        let (catalog, name, comment, drop) = match first.kind {
+            ResourceKind::Database => ("pg_database", "datname", "shobj_description(oid, 'pg_database')", "NULL;"),
+            ResourceKind::Schema => (
+                "pg_namespace",
+                "nspname",
+                "obj_description(oid, 'pg_namespace')",
+                "EXECUTE format('DROP SCHEMA %I CASCADE', thing.name);",
+            ),
+            ResourceKind::Role => (
+                "pg_roles",
+                "rolname",
+                "shobj_description(oid, 'pg_authid')",
+                "EXECUTE format('DROP OWNED BY %I CASCADE; DROP ROLE %I', thing.name, thing.name);",
+            ),
+            ResourceKind::File | ResourceKind::Directory => bail!("a server has no {}", first.kind.as_str()),
         };
-        let row = self.own.with(|client| client.query_opt(sql, &[&resource.name])).map_err(readable)?;
-        Ok(row.and_then(|row| row.get(0)))
+        let names = list(&|(resource, _)| literal(&resource.name));
+        let within = if is_database {
+            format!("datid IN (SELECT oid FROM pg_database WHERE datname IN ({names}))")
+        } else {
+            format!(
+                "(usesysid IN (SELECT oid FROM pg_roles WHERE rolname IN ({names})) OR application_name IN ({names}))"
+            )
+        };
+        // In one statement, so that nothing comes between the proof and the deed. Only the
+        // removal of a database must be one of its own. (The view of all sessions would join
+        // every role and database each time.)
+        let sql = format!(
+            "{DURABLE} DO $proven$ DECLARE thing record; BEGIN
+                 IF EXISTS (SELECT {held} AND {number} IN ({keys})) THEN RAISE 'its run lives'; END IF;
+                 FOR thing IN SELECT {name}::text AS name, {comment} AS comment, mark
+                     FROM {catalog} JOIN (VALUES {marks}) AS found (wanted, mark) ON {name} = wanted LOOP
+                     IF thing.comment IS DISTINCT FROM thing.mark THEN RAISE 'it carries another mark now'; END IF;
+                 END LOOP;
+                 PERFORM pg_terminate_backend(pid) FROM pg_stat_get_activity(NULL)
+                   WHERE {within} AND pid <> pg_backend_pid();
+                 FOR thing IN SELECT {name}::text AS name FROM {catalog} WHERE {name} IN ({names}) LOOP
+                     {drop}
+                 END LOOP;
+             END $proven$",
+            held = claim::HELD,
+            number = claim::NUMBER,
+            keys = list(&|(_, mark)| claim::key(&mark.run.tag()).to_string()),
+            marks = list(&|(resource, mark)| format!("({}, {})", literal(&resource.name), literal(&mark.to_string()))),
+        );
+        let proven = self.own.with(|client| client.batch_execute(&sql)).map_err(readable);
+        let removed = proven.and_then(|()| if is_database { self.drop_database_at_once(&first.name) } else { Ok(()) });
+        removed.with_context(|| format!("cannot remove the {} {}", first.kind.as_str(), first.name))
+    }
+
+    /// Keeps sessions open between two pieces of work.
+    pub fn keep_open(&self) -> (KeptOpen<'_>, KeptOpen<'_>) {
+        (self.own.keep_open(), self.maintenance.keep_open())
+    }
+
+    /// Ends the sessions that may still make something for these dead runs.
+    pub fn end_makers<'a>(&self, dead: impl Iterator<Item = &'a Tag>) -> anyhow::Result<()> {
+        let names: Vec<String> = dead.map(application).collect();
+        end(&self.maintenance, END_MAKERS, &names)
     }
 
     /// What this run's own sessions are called on the server.
@@ -91,7 +152,17 @@ impl Server {
 
     /// Ends all sessions in a database.
     pub fn end_sessions_in(&self, database: &str) -> anyhow::Result<()> {
-        end(&self.maintenance, END_SESSIONS_IN_DATABASE, database)
+        end(&self.maintenance, END_SESSIONS_IN_DATABASE, &database)
+    }
+
+    /// Drops a database whose sessions were ended, and takes the longer way where something
+    /// stands in the way still.
+    fn drop_database_at_once(&self, name: &str) -> anyhow::Result<()> {
+        let sql = format!("DROP DATABASE IF EXISTS {}", identifier(name)?);
+        match self.maintenance.with(|client| client.batch_execute(&sql)) {
+            Ok(()) => Ok(()),
+            Err(_) => self.drop_database(name),
+        }
     }
 
     /// Drops a database of the run's.
@@ -162,15 +233,15 @@ fn application(tag: &Tag) -> String {
     format!("isolane run {tag}")
 }
 
-fn end(pool: &Pool, sql: &str, name: &str) -> anyhow::Result<()> {
+fn end(pool: &Pool, sql: &str, names: &(impl ToSql + Sync)) -> anyhow::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let left: i64 = pool.with(|client| client.query_one(sql, &[&name])).map_err(readable)?.get(0);
+        let left: i64 = pool.with(|client| client.query_one(sql, &[names])).map_err(readable)?.get(0);
         if left == 0 {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("{left} sessions of {name} do not end");
+            bail!("{left} sessions do not end");
         }
         // A session ends within a millisecond or so; DROP itself would look every 100 ms.
         std::thread::sleep(Duration::from_millis(1));
@@ -213,7 +284,8 @@ impl Census for Server {
         // Runs that live say so again when the server was restarted: it takes them a second.
         let early = SETTLED.saturating_sub(Duration::from_secs_f64(seconds.max(0.0)));
         std::thread::sleep(early);
-        let rows = self.own.with(|client| client.query(claim::HELD, &[])).map_err(readable)?;
+        let held = format!("SELECT DISTINCT {} {}", claim::NUMBER, claim::HELD);
+        let rows = self.own.with(|client| client.query(&held, &[])).map_err(readable)?;
         let held: HashSet<i64> = rows.iter().map(|row| row.get(0)).collect();
         Ok(among.iter().filter(|tag| held.contains(&claim::key(tag))).cloned().collect())
     }
@@ -225,7 +297,7 @@ impl Site for Server {
     }
 
     fn take_over(&self, dead: &Tag) -> anyhow::Result<()> {
-        end(&self.maintenance, END_MAKERS, &application(dead))
+        self.end_makers(std::iter::once(dead))
     }
 
     fn disconnect(&self, resource: &Resource) -> anyhow::Result<()> {
