@@ -97,7 +97,7 @@ fn sweep_of(all: u64, databases: u64, what: &str) {
         at_once(&server, &database.name, marked);
         let by_hand = wall(|| at_once(&server, &database.name, drops));
         let swept = wall(|| {
-            drop(lab.isolane("sweep --apply --format csv").run().assert_code(0).assert_says(&format!("{all} things")))
+            drop(lab.isolane("sweep --apply --format csv").run().assert_code(0).assert_says(&format!("{all} things")));
         });
         ratios.push(swept / by_hand);
         by_hands.push(by_hand);
