@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::clock::Timestamp;
-use crate::name::{Place, RunId};
+use crate::name::{Lane, Place, RunId};
 
 /// How every mark begins.
 pub const HEAD: &str = "isolane run ";
@@ -23,6 +23,8 @@ pub struct Owner {
     pub since: Timestamp,
     /// What its runner calls its workers: `gw`, `slot` or `w`.
     pub worker: &'static str,
+    /// The lane of pytest's own process, where that is the runner.
+    pub master: Option<Lane>,
 }
 
 impl Owner {
@@ -30,7 +32,12 @@ impl Owner {
     pub fn mark(&self, place: Place) -> Mark {
         // A comment is one line of plain words: no host name needs more than these letters.
         let host = self.host.chars().filter(|c| c.is_ascii_alphanumeric() || "-._".contains(*c)).collect();
-        let worker = place.lane().map_or("setup".to_owned(), |lane| format!("{}{lane}", self.worker));
+        let worker = match place {
+            Place::Lane(lane) if self.master == Some(lane) => "master".to_owned(),
+            Place::Lane(lane) => format!("{}{lane}", self.worker),
+            Place::Template => "setup".to_owned(),
+            Place::Run => "isolane".to_owned(),
+        };
         Mark { run: self.run, place, worker, host, since: self.since }
     }
 }
@@ -85,7 +92,6 @@ impl Mark {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::Lane;
 
     fn owner() -> Owner {
         Owner {
@@ -93,6 +99,7 @@ mod tests {
             host: "build-7.example".to_owned(),
             since: Timestamp(1_790_000_000_123),
             worker: "gw",
+            master: Some(Lane(4)),
         }
     }
 
@@ -107,6 +114,8 @@ mod tests {
             }
         }
         assert_eq!(Mark::parse("isolane run of ours"), None);
+        let worker = |place| owner().mark(place).worker;
+        assert_eq!([3, 4].map(|lane| worker(Place::Lane(Lane(lane)))), ["gw3", "master"]);
     }
 
     #[test]

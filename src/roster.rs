@@ -371,6 +371,7 @@ mod tests {
             runner: "pytest",
             host: String::new(),
             cwd: String::new(),
+            lock: std::path::PathBuf::new(),
             started_at: Timestamp(0),
         };
         let key = writer.commit(Durability::Process, move |db| ledger::run::begin(db, &run)).expect("run");

@@ -107,8 +107,7 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     let served = match served.and_then(|served| stopped.map(|()| served)) {
         Ok(served) => served,
         Err(error) => {
-            started.take_back();
-            return Err(error);
+            return Err(started.take_back(error));
         }
     };
     let outcome = home(started, &roster, &served, began, command, recognised, &progress);

@@ -81,7 +81,13 @@ fn sweep_of(all: u64, databases: u64, what: &str) {
     for _ in 0..3 {
         let (mut makes, mut drops, mut marked) = (Vec::new(), Vec::new(), Vec::new());
         for n in 0..all {
-            let owner = Owner { run: RunId::new(n), host: "elsewhere".to_owned(), since: Timestamp(n), worker: "gw" };
+            let owner = Owner {
+                run: RunId::new(n),
+                host: "elsewhere".to_owned(),
+                since: Timestamp(n),
+                worker: "gw",
+                master: None,
+            };
             let (name, mark) = (Place::Lane(Lane(0)).schema(&owner.run.tag()), owner.mark(Place::Lane(Lane(0))));
             let kind = match n {
                 n if n < databases => "DATABASE",
@@ -119,6 +125,7 @@ pub fn history() {
             runner: "pytest",
             host: "here".to_owned(),
             cwd: "/srv/shop".to_owned(),
+            lock: std::path::PathBuf::new(),
             started_at: Timestamp(n),
         };
         let key = run::begin(&all, &new).expect("a row");

@@ -184,6 +184,7 @@ fn ingest() {
         runner: "pytest",
         host: String::new(),
         cwd: String::new(),
+        lock: std::path::PathBuf::new(),
         started_at: Timestamp(0),
     };
     let key = writer.commit(Durability::Process, move |db| ledger::run::begin(db, &run)).expect("a run");

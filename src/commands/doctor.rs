@@ -92,7 +92,7 @@ fn databases(settings: &Settings) -> Vec<Finding> {
 }
 
 fn database(settings: &Settings, address: &Address) -> Result<String, String> {
-    let owner = Owner { run: RunId::new(0), host: String::new(), since: Timestamp(0), worker: "w" };
+    let owner = Owner { run: RunId::new(0), host: String::new(), since: Timestamp(0), worker: "w", master: None };
     let root = Path::new("/");
     let provider: anyhow::Result<Box<dyn Provider>> = match address {
         Address::Postgres(postgres) => {

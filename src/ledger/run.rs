@@ -1,5 +1,7 @@
 //! Runs in the ledger.
 
+use std::path::PathBuf;
+
 use rusqlite::{Connection, Result, params};
 
 use crate::clock::Timestamp;
@@ -46,6 +48,8 @@ pub struct NewRun {
     pub host: String,
     /// The working directory.
     pub cwd: String,
+    /// The file of the run lock.
+    pub lock: PathBuf,
     /// When.
     pub started_at: Timestamp,
 }
@@ -53,8 +57,8 @@ pub struct NewRun {
 /// Enters a run.
 pub fn begin(db: &Connection, run: &NewRun) -> Result<RunKey> {
     db.execute(
-        "INSERT INTO run (run_id, tag, command, runner, host, cwd, started_at, state)
-         VALUES (?, ?, ?, ?, ?, ?, ?, 'running')",
+        "INSERT INTO run (run_id, tag, command, runner, host, cwd, lock, started_at, state)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'running')",
         params![
             run.id.to_string(),
             run.id.tag().as_str(),
@@ -62,6 +66,7 @@ pub fn begin(db: &Connection, run: &NewRun) -> Result<RunKey> {
             run.runner,
             run.host,
             run.cwd,
+            run.lock.to_string_lossy(),
             run.started_at.to_string()
         ],
     )?;
@@ -93,6 +98,8 @@ pub struct OpenRun {
     pub id: RunId,
     /// The machine that it is on.
     pub host: String,
+    /// The file of its lock.
+    pub lock: PathBuf,
     /// When it started.
     pub started_at: Timestamp,
     /// Whether its supervisor has written its end.
@@ -104,7 +111,7 @@ pub struct OpenRun {
 pub fn open(db: &Connection, with_kept: bool) -> Result<Vec<OpenRun>> {
     let kept = if with_kept { "UNION SELECT run FROM resource WHERE state = 'kept'" } else { "" };
     let sql = format!(
-        "SELECT run, run_id, host, started_at, state NOT IN ('running', 'crashed') AS has_ended FROM run
+        "SELECT run, run_id, host, lock, started_at, state NOT IN ('running', 'crashed') AS has_ended FROM run
           WHERE run IN (SELECT run FROM run WHERE state = 'running'
                         UNION SELECT run FROM resource WHERE state IN ('planned', 'created', 'stuck') {kept})
           ORDER BY run"
@@ -114,7 +121,8 @@ pub fn open(db: &Connection, with_kept: bool) -> Result<Vec<OpenRun>> {
         let (id, started_at): (String, String) = (row.get("run_id")?, row.get("started_at")?);
         let (Some(id), Some(started_at)) = (RunId::parse(&id), Timestamp::parse(&started_at)) else { return Ok(None) };
         let (host, has_ended) = (row.get("host")?, row.get("has_ended")?);
-        Ok(Some(OpenRun { key: RunKey(row.get("run")?), id, host, started_at, has_ended }))
+        let lock = PathBuf::from(row.get::<_, String>("lock")?);
+        Ok(Some(OpenRun { key: RunKey(row.get("run")?), id, host, lock, started_at, has_ended }))
     })?;
     rows.filter_map(Result::transpose).collect()
 }

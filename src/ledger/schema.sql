@@ -8,6 +8,8 @@ CREATE TABLE run (
     runner TEXT NOT NULL,
     host TEXT NOT NULL,
     cwd TEXT NOT NULL,
+    -- The file whose lock says that the run lives; a copy of the ledger names it as well.
+    lock TEXT NOT NULL,
     started_at TEXT NOT NULL,
     ended_at TEXT,
     exit_code INTEGER,

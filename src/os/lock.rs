@@ -38,6 +38,7 @@ impl RunLock {
     }
 
     fn open(path: &Path) -> io::Result<File> {
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
         OpenOptions::new().create(true).truncate(false).write(true).open(path)
     }
 

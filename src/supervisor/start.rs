@@ -15,20 +15,20 @@ use anyhow::Context;
 use super::command;
 use crate::address::Address;
 use crate::clock::Timestamp;
-use crate::error::{Stop, one_line};
+use crate::error::{Stop, exit_code, one_line};
 use crate::fault::{self, Step};
 use crate::inventory::Inventory;
 use crate::ledger::run::{NewRun, RunState};
 use crate::ledger::{self, Durability, RunKey, Writer};
 use crate::mark::Owner;
-use crate::name::{Place, RunId};
+use crate::name::{Lane, Place, RunId};
 use crate::os::lock::RunLock;
 use crate::os::signal::Signals;
 use crate::provider::{Directories, Postgres, Provider, Sqlite};
 use crate::run::{API_FOLDER, Run};
 use crate::runner::{PLUGIN_MODULE, Recognised, Shims};
 use crate::secret::{Vault, mask_command};
-use crate::settings::{Isolation, Keep, Settings};
+use crate::settings::{Isolation, Keep, Runner, Settings};
 use crate::sweep::{Scope, Swept, lock_path, patiently, sweep, sweep_dead_runs};
 use crate::watchdog::Watchdog;
 
@@ -62,7 +62,10 @@ pub fn start(
     let id = RunId::new(now.0);
     let tag = id.tag();
     let host = crate::os::host();
-    let owner = Owner { run: id, host: host.clone(), since: now, worker: recognised.runner.worker_word() };
+    // pytest's own process has the lane behind those of its workers.
+    let is_pytest = recognised.runner == Runner::Pytest;
+    let master = is_pytest.then(|| Lane(recognised.expected_workers(command, &settings.variables)));
+    let owner = Owner { run: id, host: host.clone(), since: now, worker: recognised.runner.worker_word(), master };
     let root = place_of_root(&settings).join(format!("isolane-{tag}"));
     let providers = providers(&settings, &root, &owner)?;
     let vault = Vault::new(settings.secrets());
@@ -87,6 +90,7 @@ pub fn start(
         runner: recognised.runner.as_str(),
         host,
         cwd: settings.cwd.display().to_string(),
+        lock: lock.path().to_owned(),
         started_at: now,
     };
     let key = match fault::after(Step::Lock).and_then(|()| announce(&writer, new_run)) {
@@ -119,10 +123,7 @@ pub fn start(
     };
     match started.make(signals) {
         Ok(()) => Ok(started),
-        Err(error) => {
-            started.take_back();
-            Err(error)
-        }
+        Err(error) => Err(started.take_back(error)),
     }
 }
 
@@ -194,9 +195,9 @@ impl Started {
         self.ledger_file == file_id(&self.run.settings.ledger)
     }
 
-    /// Undoes a run that did not come to start. Where all is undone, the ledger forgets
-    /// it; else it stays there, with what is left.
-    pub fn take_back(self) {
+    /// Undoes a run that did not come to start because of `error`, which comes back. Where all
+    /// is undone, the ledger forgets it; else it stays there, with what is left.
+    pub fn take_back(self, error: anyhow::Error) -> anyhow::Error {
         let swept = patiently(|| sweep(&self.run.inventory, &self.run.sites(), Scope::Run));
         let key = self.run.key;
         let forget = swept.stuck.is_empty();
@@ -208,6 +209,14 @@ impl Started {
             }
         });
         self.finish();
+        let Some((resource, why)) = swept.stuck.first() else { return error };
+        let n = swept.stuck.len();
+        let left = format!(
+            "{n} things could not be removed, among them the {} {} ({why}); `isolane sweep --apply` removes them later",
+            resource.kind.as_str(),
+            resource.name
+        );
+        Stop::with(exit_code(&error), format!("{}; {left}", one_line(&error)))
     }
 
     /// Ends the run: its lock is the last thing to go, and the watchdog with it.

@@ -38,7 +38,7 @@ fn remove_stale_locks(ledger: &Path, open: &[OpenRun]) -> anyhow::Result<()> {
     };
     for entry in folder.flatten() {
         let path = entry.path();
-        let is_open = open.iter().any(|open| lock_path(ledger, open.id) == path);
+        let is_open = open.iter().any(|open| lock_of(ledger, open) == path);
         if !is_open && let Some(lock) = RunLock::take(&path)? {
             lock.release()?;
         }
@@ -62,16 +62,22 @@ pub fn lock_path(ledger: &Path, run: RunId) -> PathBuf {
     ledger.parent().unwrap_or(Path::new(".")).join("locks").join(format!("{run}.lock"))
 }
 
+/// Where the lock of a run in the ledger at `ledger` is: where the run has made it, though
+/// this be a copy of its ledger; beside this one, where the project has moved.
+pub fn lock_of(ledger: &Path, run: &OpenRun) -> PathBuf {
+    if run.lock.exists() { run.lock.clone() } else { lock_path(ledger, run.id) }
+}
+
 /// Sweeps every run of the ledger that is dead and owes something still. A run of another
 /// machine is that machine's business, as its lock may not be seen here.
 pub fn sweep_dead_runs(ledger: &Path, host: &str, addresses: &[Address]) -> anyhow::Result<Vec<Swept>> {
     let open = run::open(&ledger::open(ledger)?, false)?;
     let mut all = Vec::new();
     remove_stale_locks(ledger, &open)?;
-    for OpenRun { id, .. } in open.into_iter().filter(|open| open.host == host) {
+    for open in open.into_iter().filter(|open| open.host == host) {
         // Who holds the lock lives, or is being swept by somebody else.
-        let Some(lock) = RunLock::take(&lock_path(ledger, id))? else { continue };
-        all.extend(sweep_run(ledger, id, addresses, Memory::default())?);
+        let Some(lock) = RunLock::take(&lock_of(ledger, &open))? else { continue };
+        all.extend(sweep_run(ledger, open.id, addresses, Memory::default())?);
         lock.release()?;
     }
     Ok(all)
@@ -133,8 +139,15 @@ fn recall(db: Option<Connection>, id: RunId, with_kept: bool) -> anyhow::Result<
 fn forgotten(id: RunId) -> anyhow::Result<Recalled> {
     let db = ledger::in_memory()?;
     let unknown = String::new;
-    let run =
-        NewRun { id, command: unknown(), runner: "", host: unknown(), cwd: unknown(), started_at: Timestamp::now() };
+    let run = NewRun {
+        id,
+        command: unknown(),
+        runner: "",
+        host: unknown(),
+        cwd: unknown(),
+        lock: PathBuf::new(),
+        started_at: Timestamp::now(),
+    };
     let key = run::begin(&db, &run)?;
     Ok(Recalled { db, key, has_ended: false, left: Vec::new() })
 }

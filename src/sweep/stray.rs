@@ -4,13 +4,13 @@
 //! here, however it is called.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{Memory, SweepReport, beside, lock_path, patiently, sweep_run};
+use super::{Memory, SweepReport, beside, lock_of, patiently, sweep_run};
 use crate::address::Address;
 use crate::clock::Timestamp;
 use crate::error::one_line;
@@ -73,8 +73,8 @@ pub struct Stray {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Found {
-    /// In the ledger.
-    Ledger,
+    /// In the ledger; its run has this lock.
+    Ledger { lock: PathBuf },
     /// By its mark, on this one of the servers.
     Server { index: usize, mark: Mark },
 }
@@ -89,7 +89,7 @@ pub struct Survey {
     /// How many stay, because their runs are younger than was asked for.
     pub young: usize,
     /// Runs of the ledger that are dead and left nothing.
-    empty: Vec<RunId>,
+    empty: Vec<(RunId, PathBuf)>,
     servers: Vec<Server>,
 }
 
@@ -142,18 +142,20 @@ impl Survey {
         let db =
             ledger::open_existing(ledger).with_context(|| format!("cannot use the ledger {}", ledger.display()))?;
         let Some(db) = db else { return Ok(locked) };
-        for OpenRun { key, id, host: its, started_at, .. } in run::open(&db, true)? {
+        for open in run::open(&db, true)? {
             // Of a run of another machine neither files nor lock are here.
-            if its != host {
+            if open.host != host {
                 continue;
             }
+            let lock = lock_of(ledger, &open);
+            let OpenRun { key, id, host: its, started_at, .. } = open;
             let entries = resource::owed(&db, key, true)?;
-            if RunLock::is_held(&lock_path(ledger, id)) {
+            if RunLock::is_held(&lock) {
                 locked.insert(id.tag());
                 continue;
             }
             if entries.is_empty() {
-                self.empty.push(id);
+                self.empty.push((id, lock.clone()));
             }
             for entry in entries {
                 let Some(resource) = resource_of(entry.words) else { continue };
@@ -165,7 +167,7 @@ impl Survey {
                     host: its.clone(),
                     since: started_at,
                     reason: if kept { Reason::Kept } else { Reason::NoLock },
-                    found: Found::Ledger,
+                    found: Found::Ledger { lock: lock.clone() },
                 });
             }
         }
@@ -176,12 +178,15 @@ impl Survey {
 /// Removes what the survey found. Comes back with what could not be removed, and why.
 pub fn apply(survey: &Survey, ledger: &Path, addresses: &[Address]) -> anyhow::Result<SweepReport> {
     let mut report = SweepReport::default();
-    let in_ledger = survey.strays.iter().filter(|stray| stray.found == Found::Ledger);
-    let mut runs: Vec<RunId> = in_ledger.map(|stray| stray.run).chain(survey.empty.iter().copied()).collect();
+    let in_ledger = survey.strays.iter().filter_map(|stray| match &stray.found {
+        Found::Ledger { lock } => Some((stray.run, lock.clone())),
+        Found::Server { .. } => None,
+    });
+    let mut runs: Vec<_> = in_ledger.chain(survey.empty.iter().cloned()).collect();
     runs.dedup();
-    for run in runs {
+    for (run, lock) in runs {
         // Whoever holds the lock sweeps it already.
-        let Some(lock) = RunLock::take(&lock_path(ledger, run))? else { continue };
+        let Some(lock) = RunLock::take(&lock)? else { continue };
         let memory = Memory { with_kept: true, ..Memory::default() };
         if let Some(swept) = sweep_run(ledger, run, addresses, memory)? {
             let elsewhere = |stray: &&Stray| stray.run == run && swept.elsewhere.contains(&stray.resource.provider);
@@ -192,7 +197,7 @@ pub fn apply(survey: &Survey, ledger: &Path, addresses: &[Address]) -> anyhow::R
         }
         lock.release()?;
     }
-    if survey.strays.iter().any(|stray| stray.found != Found::Ledger) {
+    if survey.strays.iter().any(|stray| matches!(stray.found, Found::Server { .. })) {
         std::thread::sleep(SECOND_LOOK);
     }
     for (number, server) in survey.servers.iter().enumerate() {

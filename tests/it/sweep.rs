@@ -105,6 +105,23 @@ fn a_run_that_lives_is_left_alone_wherever_the_sweeper_is() {
 }
 
 #[test]
+fn a_copy_of_the_ledger_of_a_run_that_lives_knows_that_it_does() {
+    let lab = Lab::new();
+    let script = ": >$SEEN/there; until [ -e go ]; do sleep 0.01; done; test -e $ISOLANE_SCHEMA";
+    let run = lab.sh("", script).start();
+    wait_until("the run works", || lab.path("../seen/there").exists());
+    std::fs::create_dir(lab.path("copy")).expect("a new folder");
+    let copied = rusqlite::Connection::open(lab.ledger_path()).expect("a ledger");
+    copied.execute("VACUUM INTO ?", [lab.path("copy/ledger.db").to_str().expect("UTF-8")]).expect("a copy");
+    for sweeper in ["sweep --apply --ledger copy/ledger.db", "run --ledger copy/ledger.db -- true"] {
+        lab.isolane(sweeper).run().assert_code(0).assert_does_not_say("killed");
+    }
+    lab.file("go", "");
+    run.finish().assert_code(0);
+    lab.assert_nothing_left();
+}
+
+#[test]
 fn two_sweepers_at_once_are_one() {
     let server = Server::own();
     let database = server.database("CREATEDB CREATEROLE");
