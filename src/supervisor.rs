@@ -28,9 +28,10 @@ use crate::ledger::record::{self, RecordState};
 use crate::ledger::resource::ResourceEvent;
 use crate::ledger::run::RunState;
 use crate::ledger::{self, Durability};
+use crate::name::Place;
 use crate::os::process::{self, Ended};
 use crate::os::signal::Signals;
-use crate::provider::{Directories, Provider, ResourceKind};
+use crate::provider::{Directories, Provider, Resource, ResourceKind};
 use crate::roster::{Roster, Tally};
 use crate::run::Run;
 use crate::runner::Recognised;
@@ -198,7 +199,9 @@ fn home(
     let (uncleaned, without_cleaner) = clean_records(&run, roster, keep);
     let mut kept = 0;
     if keep {
-        for item in run.inventory.owed() {
+        // What only says on a server that the run lives is of no use to anybody.
+        let is_of_use = |resource: &Resource| resource.place != Place::Run || resource.kind != ResourceKind::Database;
+        for item in run.inventory.owed().into_iter().filter(|item| is_of_use(&item.resource)) {
             // What is stuck stays so.
             kept += usize::from(run.inventory.happened(&item.resource, ResourceEvent::Keep, None).is_ok());
         }

@@ -98,3 +98,32 @@ fn a_name_that_reads_like_a_connection_string_is_a_name() {
         lab.assert_nothing_left();
     }
 }
+
+#[test]
+fn the_common_database_itself_may_be_the_users_own() {
+    let server = Server::own();
+    let login = server.database("CREATEDB");
+    server.sql("postgres", &format!("ALTER DATABASE postgres OWNER TO {}", login.login));
+    server.sql("postgres", "CREATE TABLE goods AS SELECT 42 AS id; GRANT SELECT ON goods TO PUBLIC");
+    let before = server.snapshot();
+    let url = login.url().replace(&format!("/{}", login.name), "/postgres");
+    for keep in ["", "--keep always"] {
+        let lab = Lab::new().with("DATABASE_URL", &url);
+        let script = "psql -qXAtc 'SELECT id FROM goods'; : >$SEEN/$WORKER_ID; until [ -e go ]; do sleep 0.01; done";
+        let run = lab.sh(&format!("-n 2 {keep}"), script).start();
+        crate::lab::wait_until("both work", || ["w0", "w1"].iter().all(|w| lab.path("../seen").join(w).exists()));
+        // Nobody is in it, so that the server can copy it, and the run says all the same that it lives.
+        let within = "SELECT count(*)::text FROM pg_stat_activity WHERE datname = 'postgres' AND pid <> pg_backend_pid() AND usename IS NOT NULL";
+        assert_eq!(server.texts("postgres", within), ["0"]);
+        Lab::new().with("DATABASE_URL", &url).isolane("sweep --apply").run().assert_says("of runs that live stay");
+        lab.file("go", "");
+        run.finish().assert_code(0).assert_shows("42");
+        if !keep.is_empty() {
+            let kept = lab.column("SELECT name FROM resources WHERE kind = 'database' AND state = 'kept' ORDER BY 1");
+            assert_eq!(kept.len(), 2, "{kept:?}");
+            lab.isolane("sweep --apply").run().assert_code(0);
+        }
+        assert_eq!(server.snapshot(), before);
+        lab.assert_nothing_left();
+    }
+}
