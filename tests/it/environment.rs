@@ -154,6 +154,7 @@ fn slots_of_nextest_find_all_of_it_on_sqlite_and_on_postgresql() {
     lab.assert_nothing_left();
 
     let database = Server::shared().database("CREATEDB");
+    lab.forget_seen();
     lab.nextest("-j 3").env("DATABASE_URL", database.url()).run().assert_code(0);
     assert_identity(&lab.seen(), &["slot0", "slot1", "slot2"]);
     lab.seen().iter().for_each(|(_, env)| assert_postgres(env, &database));
@@ -181,6 +182,7 @@ fn copies_of_a_plain_command_find_all_of_it() {
     lab.assert_nothing_left();
 
     let database = Server::shared().database("CREATEDB");
+    lab.forget_seen();
     lab.wrap("-n 3", "python witness.py 3").env("DATABASE_URL", database.url()).run().assert_code(0);
     assert_identity(&lab.seen(), &["w0", "w1", "w2"]);
     lab.seen().iter().for_each(|(_, env)| assert_postgres(env, &database));

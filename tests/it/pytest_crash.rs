@@ -127,6 +127,7 @@ def test_hangs():
             assert!(!is_alive(pid.parse().expect("a pid")), "{pid} lives on");
         }
         lab.assert_nothing_left();
+        lab.forget_seen();
     }
     assert_eq!(lab.column("SELECT DISTINCT outcome FROM workers"), ["killed"]);
 }

@@ -49,9 +49,7 @@ fn one_ctrl_c_ends_pytest_its_own_way() {
         assert!(lab.seen().names().contains(&"teardown"), "fixtures get their end");
         database.assert_nothing_left(&lab);
         assert_eq!(lab.value("SELECT exit_code || state FROM runs ORDER BY started_at DESC LIMIT 1"), "2failed");
-        std::fs::read_dir(lab.path("../seen")).expect("a folder").flatten().for_each(|file| {
-            std::fs::remove_file(file.path()).expect("our own file");
-        });
+        lab.forget_seen();
     }
 }
 

@@ -235,6 +235,12 @@ impl Lab {
         Seen::read(&self.root.path().join("seen"))
     }
 
+    /// Takes away what workers wrote down and by what they met, before another run of them.
+    pub fn forget_seen(&self) {
+        let folder = self.root.path().join("seen");
+        fs::remove_dir_all(&folder).and_then(|()| fs::create_dir(&folder)).expect("our own folder");
+    }
+
     /// Fails if anything is left on this machine: a file, a process, or in the ledger a
     /// run or a resource that is not finished.
     #[track_caller]
