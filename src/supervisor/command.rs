@@ -76,15 +76,19 @@ pub fn set_up(setup: &Setup, run: &Run, signals: &Signals) -> anyhow::Result<()>
                     let _ = process.signal(signal);
                 }
             }
+            if first.is_some() {
+                // What it started while it was told would hold its output open.
+                process::stop_descendants(LAST_MOMENT);
+            }
             first
         });
         let output = child.wait_with_output();
         (output, listener.join().ok().flatten())
     });
-    let output = output.context("cannot wait for the setup command")?;
     if let Some(arrival) = arrival {
         return Err(came_early(arrival.signal));
     }
+    let output = output.context("cannot wait for the setup command")?;
     if output.status.success() {
         return Ok(());
     }
