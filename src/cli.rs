@@ -155,7 +155,7 @@ pub struct SweepArgs {
     #[arg(long)]
     pub apply: bool,
     /// Do it again and again, this long after each end
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = pause)]
     pub every: Option<Duration>,
     /// How to print.
     #[command(flatten)]
@@ -203,6 +203,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     let span: jiff::Span = text.parse().map_err(|_| usage())?;
     let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| usage())?;
     Duration::try_from(duration).map_err(|_| usage())
+}
+
+fn pause(text: &str) -> Result<Duration, String> {
+    let pause = duration(text)?;
+    if pause < Duration::from_secs(1) { Err("it takes a second at least".to_owned()) } else { Ok(pause) }
 }
 
 fn env_pair(text: &str) -> Result<(String, EnvTemplate), String> {

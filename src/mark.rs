@@ -69,6 +69,11 @@ impl Mark {
     pub fn parse(comment: &str) -> Option<Self> {
         let words: Vec<&str> = comment.strip_prefix(HEAD)?.split(' ').collect();
         let [run, "place", place, "worker", worker, "host", host, "since", since] = words[..] else { return None };
+        // Whoever may comment may forge a mark; it has no letters that mean anything anywhere.
+        let is_plain = |word: &str| word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+        if !is_plain(worker) || !is_plain(host) {
+            return None;
+        }
         let mark = Self {
             run: RunId::parse(run)?,
             place: Place::parse(place)?,
@@ -109,7 +114,14 @@ mod tests {
             let mark = owner().mark(place);
             let text = mark.to_string();
             assert_eq!(Mark::parse(&text), Some(mark));
-            for other in [format!("{text} "), format!(" {text}"), text.replace("host", "Host"), text.to_uppercase()] {
+            for other in [
+                format!("{text} "),
+                format!(" {text}"),
+                text.replace("host", "Host"),
+                text.to_uppercase(),
+                text.replace("build-7", "'b'"),
+                text.replace("build-7", "\x1b[31m"),
+            ] {
                 assert_eq!(Mark::parse(&other), None, "{other}");
             }
         }

@@ -8,7 +8,7 @@ use std::fmt;
 use uuid::Uuid;
 
 /// The id of one run: a UUID, version 7 (RFC 9562 §5.7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RunId(Uuid);
 
 impl RunId {

@@ -88,7 +88,9 @@ pub trait Site: Debug + Send + Sync {
 pub trait Census: Site {
     /// Everything that carries a run's mark, under that run's name.
     fn marked(&self) -> anyhow::Result<Vec<(Resource, Mark)>>;
-    /// Those of these tags whose runs live.
+    /// Waits until everybody who lives has said so, where the site has just come up.
+    fn settle(&self) -> anyhow::Result<()>;
+    /// Those of these tags whose runs say that they live.
     fn living(&self, among: &BTreeSet<Tag>) -> anyhow::Result<BTreeSet<Tag>>;
 }
 

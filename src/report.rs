@@ -41,8 +41,7 @@ pub fn summary(outcome: &Outcome, ledger: &str) -> Vec<String> {
         })
         .collect()));
     if !outcome.swept.stuck.is_empty() {
-        let place = if ledger == file::LEDGER { String::new() } else { format!(" --ledger {ledger}") };
-        lines.push(format!("what is left: `isolane sweep --apply{place}` removes it, and so does the next run"));
+        lines.push(format!("what is left: `{}` removes it, and so does the next run", outcome.sweep_command));
     }
     lines.push(format!("run {}, ledger {ledger}", outcome.run_id));
     lines
@@ -79,7 +78,9 @@ fn removed(outcome: &Outcome) -> String {
     let left = match (outcome.kept, outcome.swept.stuck.len() + outcome.uncleaned.len()) {
         (0, 0) => "nothing is left".to_owned(),
         (0, stuck) => format!("{stuck} could not be removed"),
-        (kept, 0) => format!("{kept} kept as asked (`isolane sweep` lists them, `isolane sweep --apply` removes them)"),
+        (kept, 0) => {
+            format!("{kept} kept as asked (`{}` removes them, and lists them without --apply)", outcome.sweep_command)
+        }
         (kept, stuck) => format!("{kept} kept as asked, {stuck} could not be removed"),
     };
     let setup = if outcome.setup_time.is_zero() {

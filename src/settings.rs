@@ -153,6 +153,8 @@ pub struct Settings {
     pub ledger: PathBuf,
     /// Variables with addresses; the first is the one that `{database_url}` means.
     pub url_variables: Vec<UrlVariable>,
+    /// The command that removes what a run with these settings could not, as a shell takes it.
+    pub sweep_command: String,
     /// Whether nobody named a database, so that lanes get the embedded default.
     pub embedded: bool,
     /// The working directory.
@@ -185,6 +187,7 @@ impl Settings {
             ..Choices::default()
         };
         let flag_urls = flags.database_urls.clone();
+        let sweep_command = sweep_command(&flags, config, &variables, cwd);
         let file_urls = from_file.database_urls.clone();
         let all = flags.over(from_environment).over(from_file);
         let folder = file.as_deref().and_then(Path::parent).unwrap_or(cwd);
@@ -202,6 +205,7 @@ impl Settings {
             ledger: cwd.join(ledger),
             url_variables,
             embedded,
+            sweep_command,
             cwd: cwd.to_owned(),
             variables,
         })
@@ -226,6 +230,27 @@ impl Settings {
 
 /// Which variables hold which addresses: the flag first, then the variable's own text,
 /// then `DATABASE_URL`'s, then the file's, then the embedded default.
+/// `isolane sweep` for what a run with these flags leaves; no password is in it.
+fn sweep_command(flags: &Choices, config: Option<&Path>, variables: &Variables, cwd: &Path) -> String {
+    let mut words = vec!["isolane".to_owned(), "sweep".to_owned(), "--apply".to_owned()];
+    let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
+    for text in &flags.database_urls {
+        if let Ok(Address::Postgres(postgres)) = Address::parse(text, variables, cwd) {
+            add("--database-url", postgres.id());
+        }
+    }
+    for name in &flags.url_vars {
+        add("--url-var", name.clone());
+    }
+    if let Some(path) = &flags.ledger {
+        add("--ledger", path.display().to_string());
+    }
+    if let Some(path) = config {
+        add("--config", path.display().to_string());
+    }
+    shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
+}
+
 fn url_variables(
     flag: &[String],
     file: &[String],

@@ -76,6 +76,8 @@ pub struct Outcome {
     pub run_id: String,
     /// What is odd, and the user should know.
     pub notices: Vec<String>,
+    /// The command that removes what is left.
+    pub sweep_command: String,
 }
 
 /// Runs `command` under `settings`.
@@ -242,6 +244,7 @@ fn home(
         providers: summaries(&run),
         run_id: run.id.to_string(),
         notices,
+        sweep_command: run.settings.sweep_command.clone(),
     };
     started.finish();
     outcome

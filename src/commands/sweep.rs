@@ -19,17 +19,23 @@ pub fn sweep(args: SweepArgs) -> anyhow::Result<i32> {
         (args.older_than.unwrap_or_default(), args.apply, args.every, args.format.format);
     let (choices, config) = args.choices();
     let settings = settings(choices, config.as_deref())?;
-    let Some(pause) = every else { return once(&settings, older_than, is_wanted, format) };
+    let Some(pause) = every else { return once(&settings, older_than, is_wanted, false, format) };
     loop {
         // A server that is away now may be there the next time.
-        if let Err(error) = once(&settings, older_than, is_wanted, format) {
+        if let Err(error) = once(&settings, older_than, is_wanted, true, format) {
             say(&one_line(&error));
         }
         std::thread::sleep(pause);
     }
 }
 
-fn once(settings: &Settings, older_than: Duration, is_wanted: bool, format: Format) -> anyhow::Result<i32> {
+fn once(
+    settings: &Settings,
+    older_than: Duration,
+    is_wanted: bool,
+    is_repeated: bool,
+    format: Format,
+) -> anyhow::Result<i32> {
     let addresses: Vec<Address> =
         settings.url_variables.iter().flat_map(|variable| variable.addresses.clone()).collect();
     let host = crate::os::host();
@@ -38,7 +44,15 @@ fn once(settings: &Settings, older_than: Duration, is_wanted: bool, format: Form
     if !found.strays.is_empty() || format != Format::Table {
         rows(&found, report.as_ref()).print(format)?;
     }
-    summary(settings, &found, report.as_ref());
+    if !is_repeated || !found.strays.is_empty() {
+        summary(settings, &found, report.as_ref());
+    }
+    for why in &found.unreachable {
+        say(why);
+    }
+    if !found.unreachable.is_empty() {
+        return Ok(ExitCode::NotStarted as i32);
+    }
     let is_left = report.is_some_and(|report| !report.stuck.is_empty());
     Ok(if is_left { ExitCode::NotRemoved as i32 } else { 0 })
 }

@@ -16,22 +16,34 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// waits until they are gone. One that took the mark off and left its parents is missed.
 pub fn kill(name: &str, value: &str) {
     let mark = format!("{name}={value}").into_bytes();
+    // One of them may have asked for this.
+    let spared = process::with_ancestors(i32::try_from(std::process::id()).unwrap_or(0));
     let deadline = Instant::now() + PATIENCE;
     // New ones may have been started meanwhile, so each look is a fresh one.
     while Instant::now() < deadline {
-        let marked: Vec<i32> = process::all().into_iter().filter(|pid| carries(*pid, &mark)).collect();
+        let marked: Vec<i32> =
+            process::all().into_iter().filter(|pid| carries(*pid, &mark) && !spared.contains(pid)).collect();
         if marked.is_empty() {
             return;
         }
         let family = || marked.iter().flat_map(|pid| process::descendants(*pid)).chain(marked.iter().copied());
         let held: Vec<_> = family().filter_map(|pid| Some((pid, PidFd::open(pid).ok()?))).collect();
         // Asked again while they are held: who is killed is who was asked.
-        let family: Vec<i32> = family().collect();
+        let family: Vec<i32> = family().filter(|pid| !spared.contains(pid)).collect();
         for (_, process) in held.iter().filter(|(pid, _)| family.contains(pid)) {
             let _ = process.signal(Signal::SIGKILL);
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Whether the watchdog of the run `id` is there, and so the run or who undoes it.
+pub fn has_watchdog(id: &str) -> bool {
+    process::all().into_iter().any(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+        words.get(1) == Some(&b"watchdog".as_slice()) && words.contains(&id.as_bytes())
+    })
 }
 
 /// The environment as it was at the process's start (proc(5)); of others' processes and of

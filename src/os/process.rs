@@ -190,6 +190,11 @@ pub fn descendants(root: i32) -> Vec<i32> {
     found
 }
 
+/// A process and all that it descends from.
+pub fn with_ancestors(pid: i32) -> Vec<i32> {
+    std::iter::successors(Some(pid), |pid| living_parent(*pid).filter(|parent| *parent > 0)).collect()
+}
+
 /// The parent of a process that is not a zombie.
 fn living_parent(pid: i32) -> Option<i32> {
     parent_and_state(pid).and_then(|(parent, is_dead)| (!is_dead).then_some(parent))

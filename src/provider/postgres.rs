@@ -151,7 +151,7 @@ impl Postgres {
     fn settle(&self, database: &str) -> anyhow::Result<()> {
         let config = self.server.config_of(database, &claim::application(&self.names.tag));
         // In another database the same number is another lock, and both say the same.
-        let client = claim::take(&config, &self.names.tag)?;
+        let client = claim::take(&config, &self.names.tag)?.context("somebody holds the lock of this run's tag")?;
         *self.claimed() = Claimed::Held(Claim::hold(client, config, &self.names.tag));
         Ok(())
     }
@@ -215,17 +215,21 @@ impl Provider for Postgres {
             let config = self.server.config_of(database, &claim::application(&self.names.tag));
             claim::take(&config, &self.names.tag).map(|client| (client, config))
         };
-        let hold = |(client, config)| Claimed::Held(Claim::hold(client, config, &self.names.tag));
+        let held = |(client, config): (Option<Client>, _)| match client {
+            Some(client) => Claimed::Held(Claim::hold(client, config, &self.names.tag)),
+            None => Claimed::Not,
+        };
         let own = self.address.database();
         // Not in the database that is copied, because nobody may be connected to it then; and
         // not in template1, which is everybody's source, except for a moment.
         let elsewhere = if own == COMMON { None } else { session_in(COMMON).ok() };
         *self.claimed() = match (elsewhere, &self.separation) {
-            (Some(session), _) => hold(session),
-            (None, Separation::Schema(_)) => hold(session_in(own)?),
+            (Some(session), _) => held(session),
+            (None, Separation::Schema(_)) => held(session_in(own)?),
             (None, Separation::Database(_)) => {
                 let passing = maintenance_databases(&self.address).find_map(|database| session_in(database).ok());
-                Claimed::Passing(Box::new(passing.context("no database of the server can be connected to")?.0))
+                let (client, _) = passing.context("no database of the server can be connected to")?;
+                client.map_or(Claimed::Not, |client| Claimed::Passing(Box::new(client)))
             }
         };
         Ok(())

@@ -198,6 +198,7 @@ impl Started {
     /// Undoes a run that did not come to start because of `error`, which comes back. Where all
     /// is undone, the ledger forgets it; else it stays there, with what is left.
     pub fn take_back(self, error: anyhow::Error) -> anyhow::Error {
+        let command = self.run.settings.sweep_command.clone();
         let swept = patiently(|| sweep(&self.run.inventory, &self.run.sites(), Scope::Run));
         let key = self.run.key;
         let forget = swept.stuck.is_empty();
@@ -210,11 +211,12 @@ impl Started {
         });
         self.finish();
         let Some((resource, why)) = swept.stuck.first() else { return error };
-        let n = swept.stuck.len();
         let left = format!(
-            "{n} things could not be removed, among them the {} {} ({why}); `isolane sweep --apply` removes them later",
+            "not removed: {} {} ({why}), and {} more; `{}` removes what is left",
             resource.kind.as_str(),
-            resource.name
+            resource.name,
+            swept.stuck.len() - 1,
+            command
         );
         Stop::with(exit_code(&error), format!("{}; {left}", one_line(&error)))
     }
@@ -256,7 +258,7 @@ fn tidy(ledger: &Path, host: &str, settings: &Settings) -> Vec<String> {
     for Swept { run, removed, elsewhere, report } in swept {
         let stuck: Vec<_> = report.stuck.iter().map(|(resource, why)| format!("{} ({why})", resource.name)).collect();
         if removed > 0 {
-            notices.push(format!("run {run} had been killed; the {removed} things that it left are removed now"));
+            notices.push(format!("run {run} had been killed; what it left is removed now (things: {removed})"));
         }
         if !stuck.is_empty() {
             notices.push(format!("run {run} had been killed, and could not be cleaned: {}", stuck.join(", ")));

@@ -1,6 +1,7 @@
 //! Sweeping a run whose supervisor is dead, from the ledger and the addresses of servers:
 //! what its watchdog does, and the next run on the same ledger where that died as well.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use crate::ledger::{self, Durability, RunKey, Writer};
 use crate::name::{RunId, Tag};
 use crate::os::lock::RunLock;
 use crate::os::marked;
-use crate::provider::{Directories, Resource, Server, Site, SqliteFiles};
+use crate::provider::{Census, Directories, Resource, Server, Site, SqliteFiles};
 
 /// What became of a dead run.
 #[derive(Debug)]
@@ -77,10 +78,25 @@ pub fn sweep_dead_runs(ledger: &Path, host: &str, addresses: &[Address]) -> anyh
     for open in open.into_iter().filter(|open| open.host == host) {
         // Who holds the lock lives, or is being swept by somebody else.
         let Some(lock) = RunLock::take(&lock_of(ledger, &open))? else { continue };
+        if shows_life(open.id, addresses) {
+            // Its lock is not where this ledger would have it.
+            continue;
+        }
         all.extend(sweep_run(ledger, open.id, addresses, Memory::default())?);
         lock.release()?;
     }
     Ok(all)
+}
+
+/// Whether a run lives, whoever holds which lock: its watchdog is there, or a session on one of
+/// these servers says so. Locks get lost with folders that are copied, moved or tidied up.
+pub fn shows_life(id: RunId, addresses: &[Address]) -> bool {
+    let claims = |address: &Address| {
+        let Address::Postgres(postgres) = address else { return false };
+        let living = Server::new(postgres, &id.tag()).and_then(|server| server.living(&BTreeSet::from([id.tag()])));
+        living.is_ok_and(|living| !living.is_empty())
+    };
+    marked::has_watchdog(&id.to_string()) || addresses.iter().any(claims)
 }
 
 /// Sweeps the dead run `id`, whose lock the caller holds; `None` if it owes nothing. Where

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{Memory, SweepReport, beside, lock_of, patiently, sweep_run};
-use crate::address::Address;
+use super::{Memory, SweepReport, beside, lock_of, patiently, shows_life, sweep_run};
+use crate::address::{Address, PostgresAddress};
 use crate::clock::Timestamp;
 use crate::error::one_line;
 use crate::inventory::resource_of;
@@ -21,6 +21,7 @@ use crate::ledger::run::{self, OpenRun};
 use crate::mark::Mark;
 use crate::name::{RunId, Tag};
 use crate::os::lock::RunLock;
+use crate::os::marked;
 use crate::provider::{Census, Resource, ResourceKind, Server};
 
 /// A session that was cut off has taken its run's lock again after this long: the first try
@@ -89,6 +90,8 @@ pub struct Survey {
     /// How many stay, because their runs are younger than was asked for.
     pub young: usize,
     /// Runs of the ledger that are dead and left nothing.
+    /// Servers that could not be asked, and why.
+    pub unreachable: Vec<String>,
     empty: Vec<(RunId, PathBuf)>,
     servers: Vec<Server>,
 }
@@ -103,15 +106,19 @@ pub fn survey(
     now: Timestamp,
 ) -> anyhow::Result<Survey> {
     let mut survey = Survey::default();
-    let locked = survey.read_ledger(ledger, host)?;
+    let locked = survey.read_ledger(ledger, host, addresses)?;
     let id = |resource: &Resource| (resource.provider.clone(), resource.kind, resource.name.clone());
     for address in addresses {
         let Address::Postgres(postgres) = address else { continue };
         let known: BTreeSet<_> = survey.strays.iter().map(|stray| id(&stray.resource)).collect();
-        // It makes nothing, so no run's name is on its sessions.
-        let server = Server::new(postgres, &RunId::new(now.0).tag())?;
-        let marked = server.marked()?;
-        let living = server.living(&marked.iter().map(|(_, mark)| mark.run.tag()).collect())?;
+        let (server, marked, living) = match ask(postgres, host, now) {
+            Ok(answers) => answers,
+            Err(error) => {
+                // The others and the ledger need not wait for it.
+                survey.unreachable.push(one_line(&error));
+                continue;
+            }
+        };
         for (resource, mark) in marked {
             if living.contains(&mark.run.tag()) || locked.contains(&mark.run.tag()) {
                 survey.living += 1;
@@ -135,9 +142,24 @@ pub fn survey(
     Ok(survey)
 }
 
+/// Everything on a server that carries a mark, and which of their runs live.
+type Answers = (Server, Vec<(Resource, Mark)>, BTreeSet<Tag>);
+
+fn ask(address: &PostgresAddress, host: &str, now: Timestamp) -> anyhow::Result<Answers> {
+    // It makes nothing, so no run's name is on its sessions.
+    let server = Server::new(address, &RunId::new(now.0).tag())?;
+    let marked = server.marked()?;
+    server.settle()?;
+    let mut living = server.living(&marked.iter().map(|(_, mark)| mark.run.tag()).collect())?;
+    let here: BTreeSet<_> = marked.iter().filter(|(_, mark)| mark.host == host).map(|(_, mark)| mark.run).collect();
+    // On this machine there is a second sign: a run that was cut off from its server lives.
+    living.extend(here.into_iter().filter(|run| marked::has_watchdog(&run.to_string())).map(|run| run.tag()));
+    Ok((server, marked, living))
+}
+
 impl Survey {
     /// Adds what the ledger knows; comes back with the tags of its runs that live.
-    fn read_ledger(&mut self, ledger: &Path, host: &str) -> anyhow::Result<BTreeSet<Tag>> {
+    fn read_ledger(&mut self, ledger: &Path, host: &str, addresses: &[Address]) -> anyhow::Result<BTreeSet<Tag>> {
         let mut locked = BTreeSet::new();
         let db =
             ledger::open_existing(ledger).with_context(|| format!("cannot use the ledger {}", ledger.display()))?;
@@ -150,7 +172,7 @@ impl Survey {
             let lock = lock_of(ledger, &open);
             let OpenRun { key, id, host: its, started_at, .. } = open;
             let entries = resource::owed(&db, key, true)?;
-            if RunLock::is_held(&lock) {
+            if RunLock::is_held(&lock) || shows_life(id, addresses) {
                 locked.insert(id.tag());
                 continue;
             }
@@ -187,6 +209,9 @@ pub fn apply(survey: &Survey, ledger: &Path, addresses: &[Address]) -> anyhow::R
     for (run, lock) in runs {
         // Whoever holds the lock sweeps it already.
         let Some(lock) = RunLock::take(&lock)? else { continue };
+        if shows_life(run, addresses) {
+            continue;
+        }
         let memory = Memory { with_kept: true, ..Memory::default() };
         if let Some(swept) = sweep_run(ledger, run, addresses, memory)? {
             let elsewhere = |stray: &&Stray| stray.run == run && swept.elsewhere.contains(&stray.resource.provider);

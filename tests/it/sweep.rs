@@ -207,7 +207,7 @@ fn it_goes_on_sweeping_where_that_is_asked_for() {
     let database = Server::shared().database("CREATEDB");
     let lab = lost(&database, "database");
     let elsewhere = Lab::on(&database);
-    let sweeper = elsewhere.isolane("sweep --every 100ms --older-than 0s --apply").start();
+    let sweeper = elsewhere.isolane("sweep --every 1s --older-than 0s --apply").start();
     let tag = lab.tag();
     wait_until("it is gone", || database.server.marked(&tag, &database.name).is_empty());
     sweeper.signal(Signal::SIGTERM);
@@ -231,5 +231,96 @@ fn what_cannot_be_swept_is_said() {
     let swept = lab.isolane("sweep --apply").env("DATABASE_URL", "").run().assert_code(123);
     swept.assert_says("could not be removed").assert_shows("--database-url");
     lab.isolane("sweep --apply").run().assert_code(0);
+    database.assert_nothing_left(&lab);
+}
+
+#[test]
+fn neither_settings_of_a_database_nor_forged_marks_make_isolane_do_anything() {
+    let server = Server::own();
+    let database = server.database("CREATEDB CREATEROLE");
+    let login = &database.login;
+    database.sql(&format!(
+        "CREATE SCHEMA trap;
+         CREATE FUNCTION trap.starts_with(text, text) RETURNS boolean LANGUAGE plpgsql AS
+         $$BEGIN EXECUTE 'ALTER ROLE {login} SUPERUSER'; RETURN false; EXCEPTION WHEN OTHERS THEN RETURN false; END$$;
+         ALTER DATABASE {name} SET search_path = trap, pg_catalog, public;
+         ALTER DATABASE {name} SET standard_conforming_strings = off;
+         CREATE SCHEMA isolane_c6ecba90d94f_w0",
+        name = database.name
+    ));
+    let forged = format!(
+        "isolane run 01a1ff67-7b3a-70b9-9afb-c6ecba90d94f place 0 worker \\''))/**/ALTER/**/ROLE/**/{login}/**/SUPERUSER$proven$ host h since 2026-11-21T18:35:54.149Z"
+    );
+    let quoted = forged.replace('\\', "\\\\").replace('\'', "\\'");
+    database.sql(&format!("COMMENT ON SCHEMA isolane_c6ecba90d94f_w0 IS E'{quoted}'"));
+    let lab = Lab::new().with("DATABASE_URL", server.admin_url(&database.name));
+    lab.isolane("sweep --apply").run().assert_code(0).assert_says("nothing to sweep");
+    for isolation in ["database", "schema"] {
+        lab.wrap(&format!("--isolation {isolation}"), "true").run().assert_code(0);
+    }
+    let is_superuser = format!("SELECT rolsuper::text FROM pg_roles WHERE rolname = '{login}'");
+    assert_eq!(server.texts("postgres", &is_superuser), ["false"]);
+    database.assert_nothing_left(&lab);
+}
+
+#[test]
+fn a_run_whose_lock_was_tidied_away_still_shows_that_it_lives() {
+    let database = Server::shared().database("CREATEDB");
+    for lab in [Lab::new(), Lab::on(&database)] {
+        let script = ": >$SEEN/there; until [ -e go ]; do sleep 0.01; done";
+        let run = lab.sh("", script).start();
+        wait_until("the run works", || lab.path("../seen/there").exists());
+        std::fs::remove_dir_all(lab.path(".isolane/locks")).expect("a folder");
+        lab.isolane("sweep --apply").run().assert_code(0).assert_says("nothing to sweep");
+        lab.wrap("", "true").run().assert_code(0).assert_does_not_say("killed");
+        lab.file("go", "");
+        run.finish().assert_code(0);
+        lab.assert_nothing_left();
+    }
+}
+
+#[test]
+fn who_sweeps_from_inside_a_dead_run_does_not_end_itself() {
+    let lab = Lab::new();
+    lab.file(
+        "stay.sh",
+        ": >$SEEN/there; until [ -e go ]; do sleep 0.01; done; isolane sweep --apply; echo $? >$SEEN/code; sleep 600",
+    );
+    let terminal = lab.wrap("", "setsid sh stay.sh").start_on_terminal();
+    wait_until("it is there", || lab.path("../seen/there").exists());
+    let pid_of = |what: &str| {
+        let all = crate::lab::alive_in(lab.home());
+        let found = all.iter().find(|process| process.contains(what)).expect("it is there");
+        nix::unistd::Pid::from_raw(found.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid"))
+    };
+    nix::sys::signal::kill(pid_of("isolane watchdog"), Signal::SIGKILL).expect("ours");
+    nix::sys::signal::kill(terminal.pid(), Signal::SIGKILL).expect("ours");
+    terminal.finish();
+    lab.file("go", "");
+    wait_until("it has swept", || lab.path("../seen/code").exists());
+    assert_eq!(lab.read("../seen/code").trim(), "0");
+    assert_eq!(lab.column("SELECT state FROM runs"), ["swept"]);
+}
+
+#[test]
+fn one_server_by_several_names_is_claimed_once() {
+    let server = Server::own();
+    let database = server.database("CREATEDB CREATEROLE");
+    let before = server.snapshot();
+    let other = database.url().replace("127.0.0.1", "localhost");
+    for isolation in ["database", "schema"] {
+        let lab = Lab::on(&database).with("OTHER", &other);
+        lab.wrap(&format!("--isolation {isolation} --url-var OTHER"), "true").run().assert_code(0);
+        assert_eq!(server.snapshot(), before);
+        lab.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_lane_that_became_a_template_goes_too() {
+    let database = Server::shared().database("CREATEDB");
+    let lab = Lab::on(&database);
+    let script = "psql -qXc \"ALTER DATABASE $ISOLANE_SCHEMA IS_TEMPLATE true\"";
+    lab.sh("", script).run().assert_code(0).assert_says("nothing is left");
     database.assert_nothing_left(&lab);
 }

@@ -116,7 +116,7 @@ fn a_server_that_is_gone_at_the_end_is_swept_when_it_is_back() {
         assert_eq!(command, "isolane sweep --apply");
         server.start_again();
         if by == "run" {
-            lab.wrap("", "true").run().assert_code(0).assert_says("are removed now");
+            lab.wrap("", "true").run().assert_code(0).assert_says("is removed now");
         } else {
             lab.isolane(command.strip_prefix("isolane ").expect("ours")).run().assert_code(0);
         }

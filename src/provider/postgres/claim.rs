@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::ensure;
 use postgres::fallible_iterator::FallibleIterator;
-use postgres::{Client, Config, NoTls};
+use postgres::{Client, Config};
 
 use super::connection;
 use crate::name::Tag;
@@ -54,11 +53,12 @@ impl Claim {
     }
 }
 
-/// A session of `config` that holds the lock of `tag`.
-pub fn take(config: &Config, tag: &Tag) -> anyhow::Result<Client> {
+/// A session of `config` that holds the lock of `tag`; `None` where the run has one already,
+/// by another address of the same server.
+pub fn take(config: &Config, tag: &Tag) -> anyhow::Result<Option<Client>> {
     let mut client = connection::connect(config)?;
-    ensure!(lock(&mut client, key(tag)).map_err(anyhow::Error::new)?, "somebody holds the lock of this run's tag");
-    Ok(client)
+    client.batch_execute(connection::OWN_SETTINGS)?;
+    Ok(lock(&mut client, key(tag)).map_err(anyhow::Error::new)?.then_some(client))
 }
 
 /// What the sessions are called that hold a lock. They do not count as the run's own, which
@@ -88,7 +88,7 @@ fn hold(mut client: Client, config: &Config, key: i64, is_over: &AtomicBool) {
 fn again(config: &Config, key: i64, is_over: &AtomicBool) -> Option<Client> {
     let (mut pause, longest) = PAUSES;
     while !is_over.load(Ordering::Relaxed) {
-        if let Ok(mut client) = config.connect(NoTls)
+        if let Ok(mut client) = connection::own_session(config)
             && let Ok(true) = lock(&mut client, key)
         {
             return Some(client);

@@ -40,7 +40,22 @@ const AFTERGLOW: Duration = Duration::from_secs(1);
 /// How long between two looks.
 const BREATH: Duration = Duration::from_millis(20);
 
-/// Connects, and says in one line why not. Where the server has no place, it waits for one.
+/// What isolane's own sessions are set to: nothing that the owner of a database or a role has
+/// set for it may choose which functions and operators are called here, or how a literal
+/// ends. And what was removed stays so when the server crashes a moment later: many servers
+/// for tests are set to forget the last of their commits then.
+pub const OWN_SETTINGS: &str = "SET search_path = pg_catalog, pg_temp; SET standard_conforming_strings = on;
+    SET synchronous_commit = on";
+
+/// A session of isolane's own.
+pub fn own_session(config: &Config) -> Result<Client, postgres::Error> {
+    let mut client = config.connect(NoTls)?;
+    client.batch_execute(OWN_SETTINGS)?;
+    Ok(client)
+}
+
+/// Connects as a user would, and says in one line why not. Where the server has no place, it
+/// waits for one.
 pub fn connect(config: &Config) -> anyhow::Result<Client> {
     let began = Instant::now();
     loop {
@@ -189,7 +204,7 @@ impl Pool {
     fn connect(&self) -> Result<Client, Box<Refusal>> {
         let mut first: Option<Box<Refusal>> = None;
         for config in &self.configs {
-            let refusal = match config.connect(NoTls) {
+            let refusal = match own_session(config) {
                 Ok(client) => return Ok(client),
                 Err(error) => Box::new(Refusal { error, config: config.clone() }),
             };

@@ -46,7 +46,7 @@ struct Source {
 }
 
 const SOURCE: &str = "
-SELECT quote_ident(current_schema()) AS schema,
+SELECT quote_ident(n.nspname) AS schema,
        NOT EXISTS (SELECT FROM pg_class WHERE relnamespace = n.oid)
        AND NOT EXISTS (SELECT FROM pg_proc WHERE pronamespace = n.oid)
        AND NOT EXISTS (SELECT FROM pg_type WHERE typnamespace = n.oid) AS is_empty,
@@ -59,7 +59,7 @@ SELECT quote_ident(current_schema()) AS schema,
                  ON d.classid = o.class AND d.objid = o.oid
               WHERE d.deptype = 'e')::text[] AS shared,
        ARRAY(SELECT extname FROM pg_extension WHERE extnamespace = n.oid ORDER BY 1)::text[] AS extensions
-  FROM pg_namespace n WHERE n.nspname = current_schema()";
+  FROM pg_namespace n WHERE n.nspname = $1";
 
 impl Schemas {
     /// Looks at the user's schema.
@@ -70,11 +70,13 @@ impl Schemas {
         names: Names,
         root: &Path,
     ) -> anyhow::Result<Self> {
-        let row = server
-            .own
-            .with(|client| client.query_opt(SOURCE, &[]))
-            .map_err(readable)?
-            .context("the login's search path names no schema that exists")?;
+        // Asked in a session with the user's own settings, and nothing but that.
+        let mut plain = connection::connect(&server.config_of(address.database(), server.application()))?;
+        let schema: Option<String> =
+            plain.query_one("SELECT pg_catalog.current_schema()::pg_catalog.text", &[])?.get(0);
+        plain.close()?;
+        let row = server.own.with(|client| client.query_opt(SOURCE, &[&schema])).map_err(readable)?;
+        let row = row.context("the login's search path names no schema that exists")?;
         let source = Source {
             schema: row.get("schema"),
             is_empty: row.get("is_empty"),

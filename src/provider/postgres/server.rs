@@ -36,15 +36,12 @@ pub struct Server {
     application: String,
 }
 
-/// What was removed stays so when the server crashes a moment later. Many servers for tests
-/// are set to forget the last of their commits then.
-const DURABLE: &str = "SET synchronous_commit = on;";
 /// Sessions of this name may still make something, after the process that asked for it is dead.
 const END_MAKERS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE application_name = ANY ($1) AND usename = current_user AND pid <> pg_backend_pid()";
 const END_SESSIONS_IN_DATABASE: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-    WHERE datname = $1 AND pid <> pg_backend_pid() AND backend_type = 'client backend'";
-const USERS: &str = "SELECT coalesce(string_agg(DISTINCT coalesce(usename, 'the server'), ', '), 'nobody')
+    WHERE datname = $1 AND pid <> pg_backend_pid() AND backend_type IN ('client backend', 'walsender')";
+const USERS: &str = "SELECT string_agg(DISTINCT coalesce(usename, 'the server'), ', ')
     FROM pg_stat_activity WHERE datname = $1";
 /// Without roles nothing tells a lane's sessions from others, except the name that
 /// libpq's clients take from `PGAPPNAME`.
@@ -112,7 +109,7 @@ impl Server {
         // removal of a database must be one of its own. (The view of all sessions would join
         // every role and database each time.)
         let sql = format!(
-            "{DURABLE} DO $proven$ DECLARE thing record; BEGIN
+            "DO $proven$ DECLARE thing record; BEGIN
                  IF EXISTS (SELECT {held} AND {number} IN ({keys})) THEN RAISE 'its run lives'; END IF;
                  FOR thing IN SELECT {name}::text AS name, {comment} AS comment, mark
                      FROM {catalog} JOIN (VALUES {marks}) AS found (wanted, mark) ON {name} = wanted LOOP
@@ -169,18 +166,28 @@ impl Server {
     pub fn drop_database(&self, name: &str) -> anyhow::Result<()> {
         let sql = format!("DROP DATABASE IF EXISTS {}", identifier(name)?);
         self.roll_back_prepared(name)?;
+        let mut last = None;
         for _ in 0..3 {
             self.end_sessions_in(name)?;
             let dropped = self.maintenance.with(|client| client.batch_execute(&sql));
             match dropped.as_ref().map_err(connection::code) {
                 // A new session came in between; the next round ends it.
                 Err(Some(code)) if *code == SqlState::OBJECT_IN_USE => {}
+                // A test made a template of it.
+                Err(Some(code)) if *code == SqlState::WRONG_OBJECT_TYPE => {
+                    let ordinary = format!("ALTER DATABASE {} IS_TEMPLATE false", identifier(name)?);
+                    self.maintenance.with(|client| client.batch_execute(&ordinary)).map_err(readable)?;
+                }
                 _ => return dropped.map_err(readable),
             }
+            last = dropped.err();
         }
         let who = self.maintenance.with(|client| client.query_one(USERS, &[&name])).map_err(readable)?;
-        let who: String = who.get(0);
-        bail!("sessions of {who} in it do not end, or new ones keep coming in")
+        match (who.get::<_, Option<String>>(0), last) {
+            (Some(who), _) => bail!("sessions of {who} in it do not end, or new ones keep coming in"),
+            (None, Some(error)) => Err(readable(error)),
+            (None, None) => bail!("new sessions keep coming in"),
+        }
     }
 
     /// Gives up what was prepared for a commit in two phases, which outlives its session and
@@ -201,7 +208,7 @@ impl Server {
 
     /// Drops a schema of the run's with what is in it.
     pub fn drop_schema(&self, name: &str) -> anyhow::Result<()> {
-        let sql = format!("{DURABLE} DROP SCHEMA IF EXISTS {} CASCADE", identifier(name)?);
+        let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", identifier(name)?);
         self.own.with(|client| client.batch_execute(&sql)).map_err(readable)
     }
 
@@ -217,7 +224,7 @@ impl Server {
             return Ok(());
         }
         // In one transaction: what the role owns goes only together with the role.
-        let sql = format!("{DURABLE} DROP OWNED BY {role} CASCADE; DROP ROLE {role};");
+        let sql = format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role};");
         self.own.with(|client| client.batch_execute(&sql)).map_err(readable)
     }
 }
@@ -279,11 +286,15 @@ impl Census for Server {
         Ok(marked.collect())
     }
 
-    fn living(&self, among: &BTreeSet<Tag>) -> anyhow::Result<BTreeSet<Tag>> {
+    fn settle(&self) -> anyhow::Result<()> {
         let seconds: f64 = self.own.with(|client| client.query_one(UPTIME, &[])).map_err(readable)?.get(0);
         // Runs that live say so again when the server was restarted: it takes them a second.
         let early = SETTLED.saturating_sub(Duration::from_secs_f64(seconds.max(0.0)));
         std::thread::sleep(early);
+        Ok(())
+    }
+
+    fn living(&self, among: &BTreeSet<Tag>) -> anyhow::Result<BTreeSet<Tag>> {
         let held = format!("SELECT DISTINCT {} {}", claim::NUMBER, claim::HELD);
         let rows = self.own.with(|client| client.query(&held, &[])).map_err(readable)?;
         let held: HashSet<i64> = rows.iter().map(|row| row.get(0)).collect();
