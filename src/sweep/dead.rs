@@ -191,17 +191,30 @@ fn places(inventory: &Inventory) -> Vec<String> {
     ids
 }
 
-fn sites(inventory: &Inventory, tag: &Tag, addresses: &[Address]) -> Vec<Box<dyn Site>> {
-    let ids = places(inventory);
-    let servers = addresses.iter().filter_map(|address| match address {
+fn servers_of(addresses: &[Address], tag: &Tag) -> impl Iterator<Item = Server> {
+    addresses.iter().filter_map(|address| match address {
         Address::Postgres(postgres) => Server::new(postgres, tag).ok(),
         Address::Sqlite(_) | Address::InMemory(_) => None,
-    });
+    })
+}
+
+fn sites(inventory: &Inventory, tag: &Tag, addresses: &[Address]) -> Vec<Box<dyn Site>> {
+    let ids = places(inventory);
     let mut sites: Vec<Box<dyn Site>> = Vec::new();
-    for server in servers {
+    for server in servers_of(addresses, tag) {
         // Two addresses may be one server's.
         if ids.iter().any(|id| id == server.id()) && sites.iter().all(|site| site.id() != server.id()) {
             sites.push(Box::new(server));
+        }
+    }
+    for id in ids.iter().filter(|id| id.starts_with(Server::SCHEME)) {
+        // An address that is spelled otherwise is the same server's if the run's things are there.
+        let knows =
+            |server: &Server| server.marked().is_ok_and(|marked| marked.iter().any(|(_, mark)| mark.run.tag() == *tag));
+        if sites.iter().all(|site| site.id() != id)
+            && let Some(server) = servers_of(addresses, tag).find(knows)
+        {
+            sites.push(Box::new(server.called(id)));
         }
     }
     for id in ids {

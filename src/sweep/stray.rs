@@ -107,7 +107,8 @@ pub fn survey(
 ) -> anyhow::Result<Survey> {
     let mut survey = Survey::default();
     let locked = survey.read_ledger(ledger, host, addresses)?;
-    let id = |resource: &Resource| (resource.provider.clone(), resource.kind, resource.name.clone());
+    // A run's names are its own, by whichever name a server goes.
+    let id = |resource: &Resource| (resource.kind, resource.name.clone());
     for address in addresses {
         let Address::Postgres(postgres) = address else { continue };
         let known: BTreeSet<_> = survey.strays.iter().map(|stray| id(&stray.resource)).collect();

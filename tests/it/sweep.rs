@@ -324,3 +324,17 @@ fn a_lane_that_became_a_template_goes_too() {
     lab.sh("", script).run().assert_code(0).assert_says("nothing is left");
     database.assert_nothing_left(&lab);
 }
+
+#[test]
+fn a_server_whose_address_is_spelled_otherwise_now_is_the_same_server() {
+    let server = Server::own();
+    let database = server.database("CREATEDB CREATEROLE");
+    let before = server.snapshot();
+    let other = database.url().replace("127.0.0.1", "localhost");
+    for (isolation, by) in [("database", "sweep --apply"), ("schema", "run -- true"), ("schema", "sweep --apply")] {
+        let lab = lost(&database, isolation);
+        lab.isolane(by).env("DATABASE_URL", &other).run().assert_code(0).assert_does_not_say("left things at");
+        assert_eq!(server.snapshot(), before);
+        database.assert_nothing_left(&lab);
+    }
+}

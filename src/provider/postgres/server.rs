@@ -49,6 +49,15 @@ const END_SESSIONS_OF_LANE: &str = "SELECT count(pg_terminate_backend(pid)) FROM
     WHERE (usename = $1 OR application_name = $1) AND pid <> pg_backend_pid()";
 
 impl Server {
+    /// How the id of every server begins.
+    pub const SCHEME: &str = "postgresql:";
+
+    /// The same server under the id that it had in an address spelled otherwise.
+    #[must_use]
+    pub fn called(self, id: &str) -> Self {
+        Self { id: id.to_owned(), ..self }
+    }
+
     /// Nothing is connected yet.
     pub fn new(address: &PostgresAddress, tag: &Tag) -> anyhow::Result<Self> {
         let application = application(tag);
