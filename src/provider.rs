@@ -5,7 +5,7 @@ mod directory;
 mod postgres;
 mod sqlite;
 
-pub use directory::Directories;
+pub use directory::{Directories, read_label};
 pub use postgres::{Postgres, Server};
 pub use sqlite::{Sqlite, SqliteFiles};
 

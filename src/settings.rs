@@ -164,6 +164,18 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Where directories of runs go: the user's temporary folder, unless sockets and cargo's
+    /// runners cannot live there.
+    pub fn folder_of_runs(&self) -> PathBuf {
+        // `sun_path` of unix(7) ends at 107 bytes, and cargo splits a runner at spaces.
+        let usable = |folder: &Path| {
+            let fits = folder.as_os_str().len() < 70;
+            folder.is_dir() && fits && folder.to_str().is_some_and(|text| !text.contains(char::is_whitespace))
+        };
+        let own = self.variables.get("TMPDIR").map(|folder| self.cwd.join(folder));
+        own.filter(|folder| usable(folder)).unwrap_or_else(|| PathBuf::from("/tmp"))
+    }
+
     /// Folds `flags` over the environment over the file at `config` (or the one found)
     /// over the defaults.
     pub fn fold(

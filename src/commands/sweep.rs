@@ -39,7 +39,7 @@ fn once(
     let addresses: Vec<Address> =
         settings.url_variables.iter().flat_map(|variable| variable.addresses.clone()).collect();
     let host = crate::os::host();
-    let found = survey(&settings.ledger, &host, &addresses, older_than, Timestamp::now())?;
+    let found = survey(&settings.ledger, &host, &addresses, &settings.folder_of_runs(), older_than, Timestamp::now())?;
     let report = if is_wanted { Some(apply(&found, &settings.ledger, &addresses)?) } else { None };
     if !found.strays.is_empty() || format != Format::Table {
         rows(&found, report.as_ref()).print(format)?;

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
 use super::{Access, Provider, Resource, ResourceKind, Site};
 use crate::address::Address;
+use crate::mark::{Mark, Owner};
 use crate::name::{Place, Tag};
 
 /// Directories within the run's own.
@@ -16,6 +17,25 @@ use crate::name::{Place, Tag};
 pub struct Directories {
     root: PathBuf,
     tag: Tag,
+    /// What the run's own directory says of itself.
+    label: Option<String>,
+}
+
+/// A file in the run's own directory: its mark, and below that where its lock is.
+const LABEL: &str = "run";
+
+/// Reads what a directory says of itself: whose it is, and where that run's lock is; `None`
+/// where it is no run's of this user, or has another name than that run's would.
+pub fn read_label(directory: &Path) -> Option<(Mark, PathBuf)> {
+    // Anybody may put a directory into a temporary folder.
+    if fs::symlink_metadata(directory).ok()?.uid() != nix::unistd::geteuid().as_raw() {
+        return None;
+    }
+    let label = fs::read_to_string(directory.join(LABEL)).ok()?;
+    let (mark, lock) = label.split_once('\n')?;
+    let mark = Mark::parse(mark).filter(|mark| mark.place == Place::Run)?;
+    let is_its = directory.file_name()?.to_str()? == format!("isolane-{}", mark.run.tag());
+    is_its.then(|| (mark, PathBuf::from(lock.trim_end_matches('\n'))))
 }
 
 impl Directories {
@@ -24,7 +44,13 @@ impl Directories {
 
     /// The run's directory is `root`, the lanes' are in it.
     pub fn new(root: PathBuf, tag: Tag) -> Self {
-        Self { root, tag }
+        Self { root, tag, label: None }
+    }
+
+    /// The same for a run that is about to make them.
+    pub fn of_run(root: PathBuf, owner: &Owner, lock: &Path) -> Self {
+        let label = format!("{}\n{}\n", owner.mark(Place::Run), lock.display());
+        Self { label: Some(label), ..Self::new(root, owner.run.tag()) }
     }
 
     fn path(&self, place: Place) -> PathBuf {
@@ -104,7 +130,11 @@ impl Provider for Directories {
     }
 
     fn create(&self, resource: &Resource) -> anyhow::Result<()> {
-        make_private(Path::new(&resource.name)).with_context(|| format!("cannot make the directory {}", resource.name))
+        let path = Path::new(&resource.name);
+        let label = self.label.as_ref().filter(|_| resource.place == Place::Run);
+        make_private(path)
+            .and_then(|()| label.map_or(Ok(()), |label| fs::write(path.join(LABEL), label)))
+            .with_context(|| format!("cannot make the directory {}", resource.name))
     }
 
     fn verify(&self, _place: Place) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -66,7 +66,7 @@ pub fn start(
     let is_pytest = recognised.runner == Runner::Pytest;
     let master = is_pytest.then(|| Lane(recognised.expected_workers(command, &settings.variables)));
     let owner = Owner { run: id, host: host.clone(), since: now, worker: recognised.runner.worker_word(), master };
-    let root = place_of_root(&settings).join(format!("isolane-{tag}"));
+    let root = settings.folder_of_runs().join(format!("isolane-{tag}"));
     let providers = providers(&settings, &root, &owner)?;
     let vault = Vault::new(settings.secrets());
 
@@ -273,22 +273,11 @@ fn tidy(ledger: &Path, host: &str, settings: &Settings) -> Vec<String> {
     notices
 }
 
-/// Where the run's directory goes: the user's temporary folder, unless sockets and
-/// cargo's runners cannot live there.
-fn place_of_root(settings: &Settings) -> PathBuf {
-    // `sun_path` of unix(7) ends at 107 bytes, and cargo splits a runner at spaces.
-    let usable = |folder: &Path| {
-        let fits = folder.as_os_str().len() < 70;
-        folder.is_dir() && fits && folder.to_str().is_some_and(|text| !text.contains(char::is_whitespace))
-    };
-    let own = settings.variables.get("TMPDIR").map(|folder| settings.cwd.join(folder));
-    own.filter(|folder| usable(folder)).unwrap_or_else(|| PathBuf::from("/tmp"))
-}
-
 /// A provider for each database that the variables name, and one for directories, first.
 fn providers(settings: &Settings, root: &Path, owner: &Owner) -> anyhow::Result<Vec<Box<dyn Provider>>> {
     let tag = owner.run.tag();
-    let mut providers: Vec<Box<dyn Provider>> = vec![Box::new(Directories::new(root.to_owned(), tag.clone()))];
+    let mut providers: Vec<Box<dyn Provider>> =
+        vec![Box::new(Directories::of_run(root.to_owned(), owner, &lock_path(&settings.ledger, owner.run)))];
     if settings.isolation == Isolation::None {
         return Ok(providers);
     }

@@ -4,6 +4,7 @@
 //! here, however it is called.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::mark::Mark;
 use crate::name::{RunId, Tag};
 use crate::os::lock::RunLock;
 use crate::os::marked;
-use crate::provider::{Census, Resource, ResourceKind, Server};
+use crate::provider::{Census, Directories, Resource, ResourceKind, Server, Site, read_label};
 
 /// A session that was cut off has taken its run's lock again after this long: the first try
 /// is made at once.
@@ -76,6 +77,8 @@ pub struct Stray {
 enum Found {
     /// In the ledger; its run has this lock.
     Ledger { lock: PathBuf },
+    /// By what it says of itself, in the folder of runs; its run has this lock.
+    Folder { lock: PathBuf },
     /// By its mark, on this one of the servers.
     Server { index: usize, mark: Mark },
 }
@@ -97,16 +100,18 @@ pub struct Survey {
 }
 
 /// Looks for strays: in the ledger at `ledger`, if there is one, and on the servers that
-/// `addresses` name. Those of runs that are younger than `older_than` at `now` stay.
+/// `addresses` name, and in the `folder` of runs. Those of runs that are younger than `older_than` at `now` stay.
 pub fn survey(
     ledger: &Path,
     host: &str,
     addresses: &[Address],
+    folder: &Path,
     older_than: Duration,
     now: Timestamp,
 ) -> anyhow::Result<Survey> {
     let mut survey = Survey::default();
     let locked = survey.read_ledger(ledger, host, addresses)?;
+    survey.read_folder(folder, host, addresses);
     // A run's names are its own, by whichever name a server goes.
     let id = |resource: &Resource| (resource.kind, resource.name.clone());
     for address in addresses {
@@ -196,6 +201,32 @@ impl Survey {
         }
         Ok(locked)
     }
+
+    /// Adds the directories of runs whose ledger is another, or lost.
+    fn read_folder(&mut self, folder: &Path, host: &str, addresses: &[Address]) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let Some((mark, lock)) = read_label(&entry.path()).filter(|(mark, _)| mark.host == host) else { continue };
+            let name = entry.path().display().to_string();
+            let is_known = self.strays.iter().any(|stray| stray.resource.name == name);
+            if is_known || RunLock::is_held(&lock) || shows_life(mark.run, addresses) {
+                continue;
+            }
+            self.strays.push(Stray {
+                resource: Resource {
+                    provider: Directories::ID.to_owned(),
+                    kind: ResourceKind::Directory,
+                    name,
+                    place: mark.place,
+                },
+                run: mark.run,
+                worker: None,
+                host: mark.host,
+                since: mark.since,
+                reason: Reason::NoLock,
+                found: Found::Folder { lock },
+            });
+        }
+    }
 }
 
 /// Removes what the survey found. Comes back with what could not be removed, and why.
@@ -203,7 +234,7 @@ pub fn apply(survey: &Survey, ledger: &Path, addresses: &[Address]) -> anyhow::R
     let mut report = SweepReport::default();
     let in_ledger = survey.strays.iter().filter_map(|stray| match &stray.found {
         Found::Ledger { lock } => Some((stray.run, lock.clone())),
-        Found::Server { .. } => None,
+        Found::Folder { .. } | Found::Server { .. } => None,
     });
     let mut runs: Vec<_> = in_ledger.chain(survey.empty.iter().cloned()).collect();
     runs.dedup();
@@ -222,6 +253,16 @@ pub fn apply(survey: &Survey, ledger: &Path, addresses: &[Address]) -> anyhow::R
             report.stuck.extend(swept.report.stuck);
         }
         lock.release()?;
+    }
+    for stray in &survey.strays {
+        let Found::Folder { lock } = &stray.found else { continue };
+        if RunLock::is_held(lock) || shows_life(stray.run, addresses) {
+            continue;
+        }
+        marked::kill("ISOLANE_RUN_ID", &stray.run.to_string());
+        if let Err(error) = Directories::new(PathBuf::new(), stray.run.tag()).remove(&stray.resource) {
+            report.stuck.push((stray.resource.clone(), one_line(&error)));
+        }
     }
     if survey.strays.iter().any(|stray| matches!(stray.found, Found::Server { .. })) {
         std::thread::sleep(SECOND_LOOK);

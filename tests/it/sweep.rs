@@ -338,3 +338,33 @@ fn a_server_whose_address_is_spelled_otherwise_now_is_the_same_server() {
         database.assert_nothing_left(&lab);
     }
 }
+
+#[test]
+fn a_run_whose_ledger_is_lost_as_well_is_swept_from_its_machine() {
+    let server = Server::own();
+    let database = server.database("CREATEDB");
+    let before = server.snapshot();
+    for lab in [Lab::new(), Lab::on(&database)] {
+        // The worker outlives all who would stop it, in a session of its own.
+        lab.file("stay.sh", HANGS);
+        let terminal = lab.wrap("", "setsid sh stay.sh").start_on_terminal();
+        wait_until("it is there", || lab.path("../seen/there").exists());
+        let pid_of = |what: &str| {
+            let all = crate::lab::alive_in(lab.home());
+            let found = all.iter().find(|process| process.contains(what)).expect("it is there");
+            nix::unistd::Pid::from_raw(found.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid"))
+        };
+        lab.isolane("sweep --apply").run().assert_code(0).assert_says("nothing to sweep");
+        nix::sys::signal::kill(pid_of("isolane watchdog"), Signal::SIGKILL).expect("ours");
+        nix::sys::signal::kill(terminal.pid(), Signal::SIGKILL).expect("ours");
+        terminal.finish();
+        std::fs::remove_dir_all(lab.path(".isolane")).expect("a folder");
+        // A stranger's directory that is only called so.
+        std::fs::create_dir(lab.tmp().join("isolane-0123456789ab")).expect("a new folder");
+        lab.isolane("sweep").run().assert_code(0).assert_shows("directory");
+        lab.isolane("sweep --apply").run().assert_code(0).assert_says("of 1 dead run removed");
+        assert_eq!(server.snapshot(), before);
+        std::fs::remove_dir(lab.tmp().join("isolane-0123456789ab")).expect("it is still there");
+        lab.assert_nothing_left();
+    }
+}
