@@ -19,7 +19,7 @@
 //!
 //! Every promise is known to three: the supervisor, the ledger on the disk, and the watchdog,
 //! which hears it through a pipe. On a server every thing carries a [`mark`] besides, and a
-//! session of the run holds a lock there, the claim. So the first who is left of these undoes
+//! session of the run holds a lock there, the claim; the run's directory has a label. So the first who is left of these undoes
 //! a run: the supervisor; the watchdog, when the kernel frees the run lock; the next run on
 //! the ledger; `isolane sweep` from any machine, by mark and claim. All four end in the same
 //! sweep. The supervisor's phases (`supervisor/phase.rs`) and the states of a resource
