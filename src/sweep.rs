@@ -3,7 +3,7 @@
 mod dead;
 mod stray;
 
-pub use dead::{Memory, Swept, lock_of, lock_path, shows_life, sweep_dead_runs, sweep_run};
+pub use dead::{Memory, Swept, living, lock_of, lock_path, sweep_dead_runs, sweep_run};
 pub use stray::{Reason, Stray, Survey, apply, survey};
 
 use std::collections::BTreeMap;

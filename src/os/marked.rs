@@ -1,6 +1,7 @@
 //! Processes that carry a mark in their environment: what a dead supervisor's command has
 //! started and what that has started in turn, whoever their parent is by now.
 
+use std::collections::HashSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -37,13 +38,16 @@ pub fn kill(name: &str, value: &str) {
     }
 }
 
-/// Whether the watchdog of the run `id` is there, and so the run or who undoes it.
-pub fn has_watchdog(id: &str) -> bool {
-    process::all().into_iter().any(|pid| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+/// The ids of the runs whose watchdogs are there, and so the run or who undoes it.
+pub fn watchdogs() -> HashSet<String> {
+    let guarded = |pid: i32| {
+        // `isolane watchdog LEDGER LOCK RUN`
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let words: Vec<_> = line.split(|byte| *byte == 0).collect();
-        words.get(1) == Some(&b"watchdog".as_slice()) && words.contains(&id.as_bytes())
-    })
+        let run = words.get(4).filter(|_| words[1] == b"watchdog")?;
+        Some(String::from_utf8_lossy(run).into_owned())
+    };
+    process::all().into_iter().filter_map(guarded).collect()
 }
 
 /// The environment as it was at the process's start (proc(5)); of others' processes and of

@@ -75,28 +75,30 @@ pub fn sweep_dead_runs(ledger: &Path, host: &str, addresses: &[Address]) -> anyh
     let open = run::open(&ledger::open(ledger)?, false)?;
     let mut all = Vec::new();
     remove_stale_locks(ledger, &open)?;
-    for open in open.into_iter().filter(|open| open.host == host) {
-        // Who holds the lock lives, or is being swept by somebody else.
+    // Who holds a lock lives, or is being swept by somebody else.
+    let is_quiet = |open: &OpenRun| open.host == host && !RunLock::is_held(&lock_of(ledger, open));
+    let quiet: Vec<_> = open.into_iter().filter(is_quiet).collect();
+    let living = living(&quiet.iter().map(|open| open.id).collect(), addresses);
+    for open in quiet.into_iter().filter(|open| !living.contains(&open.id)) {
         let Some(lock) = RunLock::take(&lock_of(ledger, &open))? else { continue };
-        if shows_life(open.id, addresses) {
-            // Its lock is not where this ledger would have it.
-            continue;
-        }
         all.extend(sweep_run(ledger, open.id, addresses, Memory::default())?);
         lock.release()?;
     }
     Ok(all)
 }
 
-/// Whether a run lives, whoever holds which lock: its watchdog is there, or a session on one of
-/// these servers says so. Locks get lost with folders that are copied, moved or tidied up.
-pub fn shows_life(id: RunId, addresses: &[Address]) -> bool {
-    let claims = |address: &Address| {
-        let Address::Postgres(postgres) = address else { return false };
-        let living = Server::new(postgres, &id.tag()).and_then(|server| server.living(&BTreeSet::from([id.tag()])));
-        living.is_ok_and(|living| !living.is_empty())
-    };
-    marked::has_watchdog(&id.to_string()) || addresses.iter().any(claims)
+/// Those of these runs that live, whoever holds which lock: the watchdog is there, or a session
+/// on one of the servers says so. Locks get lost with folders that are copied, moved or tidied
+/// up.
+pub fn living(runs: &BTreeSet<RunId>, addresses: &[Address]) -> BTreeSet<RunId> {
+    let Some(any) = runs.first() else { return BTreeSet::new() };
+    let tags = runs.iter().map(RunId::tag).collect();
+    // A server that cannot be asked cannot be swept either.
+    let claimed: BTreeSet<Tag> =
+        servers_of(addresses, &any.tag()).filter_map(|server| server.living(&tags).ok()).flatten().collect();
+    let watchdogs = marked::watchdogs();
+    let lives = |run: &&RunId| watchdogs.contains(&run.to_string()) || claimed.contains(&run.tag());
+    runs.iter().filter(lives).copied().collect()
 }
 
 /// Sweeps the dead run `id`, whose lock the caller holds; `None` if it owes nothing. Where

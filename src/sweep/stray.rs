@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{Memory, SweepReport, beside, lock_of, patiently, shows_life, sweep_run};
+use super::{Memory, SweepReport, beside, living, lock_of, patiently, sweep_run};
 use crate::address::{Address, PostgresAddress};
 use crate::clock::Timestamp;
 use crate::error::one_line;
@@ -92,15 +92,15 @@ pub struct Survey {
     pub living: usize,
     /// How many stay, because their runs are younger than was asked for.
     pub young: usize,
-    /// Runs of the ledger that are dead and left nothing.
     /// Servers that could not be asked, and why.
     pub unreachable: Vec<String>,
+    /// Runs of the ledger that are dead and left nothing.
     empty: Vec<(RunId, PathBuf)>,
     servers: Vec<Server>,
 }
 
-/// Looks for strays: in the ledger at `ledger`, if there is one, and on the servers that
-/// `addresses` name, and in the `folder` of runs. Those of runs that are younger than `older_than` at `now` stay.
+/// Looks for strays: in the ledger at `ledger`, if there is one, in the `folder` of runs, and
+/// on the servers that `addresses` name. Those of runs younger than `older_than` at `now` stay.
 pub fn survey(
     ledger: &Path,
     host: &str,
@@ -157,9 +157,10 @@ fn ask(address: &PostgresAddress, host: &str, now: Timestamp) -> anyhow::Result<
     let marked = server.marked()?;
     server.settle()?;
     let mut living = server.living(&marked.iter().map(|(_, mark)| mark.run.tag()).collect())?;
-    let here: BTreeSet<_> = marked.iter().filter(|(_, mark)| mark.host == host).map(|(_, mark)| mark.run).collect();
     // On this machine there is a second sign: a run that was cut off from its server lives.
-    living.extend(here.into_iter().filter(|run| marked::has_watchdog(&run.to_string())).map(|run| run.tag()));
+    let watchdogs = marked::watchdogs();
+    let is_guarded = |mark: &Mark| mark.host == host && watchdogs.contains(&mark.run.to_string());
+    living.extend(marked.iter().filter(|(_, mark)| is_guarded(mark)).map(|(_, mark)| mark.run.tag()));
     Ok((server, marked, living))
 }
 
@@ -170,18 +171,17 @@ impl Survey {
         let db =
             ledger::open_existing(ledger).with_context(|| format!("cannot use the ledger {}", ledger.display()))?;
         let Some(db) = db else { return Ok(locked) };
-        for open in run::open(&db, true)? {
-            // Of a run of another machine neither files nor lock are here.
-            if open.host != host {
-                continue;
-            }
+        // Of a run of another machine neither files nor lock are here.
+        let open: Vec<_> = run::open(&db, true)?.into_iter().filter(|open| open.host == host).collect();
+        let shown = living(&open.iter().map(|open| open.id).collect(), addresses);
+        for open in open {
             let lock = lock_of(ledger, &open);
             let OpenRun { key, id, host: its, started_at, .. } = open;
-            let entries = resource::owed(&db, key, true)?;
-            if RunLock::is_held(&lock) || shows_life(id, addresses) {
+            if shown.contains(&id) || RunLock::is_held(&lock) {
                 locked.insert(id.tag());
                 continue;
             }
+            let entries = resource::owed(&db, key, true)?;
             if entries.is_empty() {
                 self.empty.push((id, lock.clone()));
             }
@@ -204,11 +204,14 @@ impl Survey {
 
     /// Adds the directories of runs whose ledger is another, or lost.
     fn read_folder(&mut self, folder: &Path, host: &str, addresses: &[Address]) {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let Some((mark, lock)) = read_label(&entry.path()).filter(|(mark, _)| mark.host == host) else { continue };
-            let name = entry.path().display().to_string();
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let labels = entries.filter_map(|entry| read_label(&entry.path()).map(|label| (entry.path(), label)));
+        let labels: Vec<_> = labels.filter(|(_, (mark, _))| mark.host == host).collect();
+        let shown = living(&labels.iter().map(|(_, (mark, _))| mark.run).collect(), addresses);
+        for (path, (mark, lock)) in labels {
+            let name = path.display().to_string();
             let is_known = self.strays.iter().any(|stray| stray.resource.name == name);
-            if is_known || RunLock::is_held(&lock) || shows_life(mark.run, addresses) {
+            if is_known || shown.contains(&mark.run) || RunLock::is_held(&lock) {
                 continue;
             }
             self.strays.push(Stray {
@@ -229,6 +232,10 @@ impl Survey {
     }
 }
 
+fn lives(run: RunId, addresses: &[Address]) -> bool {
+    !living(&BTreeSet::from([run]), addresses).is_empty()
+}
+
 /// Removes what the survey found. Comes back with what could not be removed, and why.
 pub fn apply(survey: &Survey, ledger: &Path, addresses: &[Address]) -> anyhow::Result<SweepReport> {
     let mut report = SweepReport::default();
@@ -240,10 +247,10 @@ pub fn apply(survey: &Survey, ledger: &Path, addresses: &[Address]) -> anyhow::R
     runs.dedup();
     for (run, lock) in runs {
         // Whoever holds the lock sweeps it already.
-        let Some(lock) = RunLock::take(&lock)? else { continue };
-        if shows_life(run, addresses) {
+        if lives(run, addresses) {
             continue;
         }
+        let Some(lock) = RunLock::take(&lock)? else { continue };
         let memory = Memory { with_kept: true, ..Memory::default() };
         if let Some(swept) = sweep_run(ledger, run, addresses, memory)? {
             let elsewhere = |stray: &&Stray| stray.run == run && swept.elsewhere.contains(&stray.resource.provider);
@@ -256,7 +263,7 @@ pub fn apply(survey: &Survey, ledger: &Path, addresses: &[Address]) -> anyhow::R
     }
     for stray in &survey.strays {
         let Found::Folder { lock } = &stray.found else { continue };
-        if RunLock::is_held(lock) || shows_life(stray.run, addresses) {
+        if lives(stray.run, addresses) || RunLock::is_held(lock) {
             continue;
         }
         marked::kill("ISOLANE_RUN_ID", &stray.run.to_string());

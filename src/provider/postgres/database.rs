@@ -23,7 +23,7 @@ pub struct Databases {
     pub server: Arc<Server>,
     /// The user's own database.
     pub source: PostgresAddress,
-    /// Names and grants_sql.
+    /// Names and marks.
     pub names: Names,
     /// Why the server cannot copy the user's database itself.
     pub dump_because: Option<String>,
@@ -86,7 +86,7 @@ impl Databases {
         self.create_from(name, place, &format!("TEMPLATE {}", identifier(source)?))
     }
 
-    /// Makes a database and grants_sql it. That it is made is no part of any transaction; all that
+    /// Makes a database and marks it. That it is made is no part of any transaction; all that
     /// can be done is to mark it at once.
     fn create_from(&self, name: &str, place: Place, options: &str) -> anyhow::Result<()> {
         let owner = if self.facts.is_owner { format!(" OWNER {}", self.facts.owner) } else { String::new() };
