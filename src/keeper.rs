@@ -103,12 +103,14 @@ impl Keeper {
                 return Err(error);
             }
         }
-        let handed = fault::before(Step::HandOut).and_then(|()| fault::after(Step::HandOut));
+        let handed = fault::before(Step::HandOut).and_then(|()| {
+            self.run.inventory.serves(Place::Lane(lane), worker);
+            fault::after(Step::HandOut)
+        });
         if let Err(error) = handed {
             self.release(worker);
             return Err(error);
         }
-        self.run.inventory.serves(Place::Lane(lane), worker);
         let port_base = self.state().ports.get(&lane).map_or(0, PortBlock::base);
         let environment = self.run.worker_environment(Place::Lane(lane), worker, port_base);
         Ok(Grant { lane, worker: worker.to_owned(), environment })

@@ -365,15 +365,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("ledger.db");
         let (writer, thread) = Writer::start(ledger::open(&path).expect("ledger"));
-        let run = NewRun {
-            id: RunId::new(0),
-            command: String::new(),
-            runner: "pytest",
-            host: String::new(),
-            cwd: String::new(),
-            lock: std::path::PathBuf::new(),
-            started_at: Timestamp(0),
-        };
+        let run = NewRun::unknown(RunId::new(0), Timestamp(0));
         let key = writer.commit(Durability::Process, move |db| ledger::run::begin(db, &run)).expect("run");
         let roster = Roster::new(key, writer, Vault::new([Secret::new("hunter2")]));
         roster.join("gw1", Kind::Process, Lane(1), Some(7), Timestamp(0));

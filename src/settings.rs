@@ -164,6 +164,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// All addresses of the variables.
+    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+        self.url_variables.iter().flat_map(|variable| &variable.addresses)
+    }
+
     /// Where directories of runs go: the user's temporary folder, unless sockets and cargo's
     /// runners cannot live there.
     pub fn folder_of_runs(&self) -> PathBuf {

@@ -178,15 +178,7 @@ fn ingest() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let db = ledger::open(&folder.path().join("ledger.db")).expect("a ledger");
     let (writer, thread) = Writer::start(db);
-    let run = NewRun {
-        id: RunId::new(0),
-        command: String::new(),
-        runner: "pytest",
-        host: String::new(),
-        cwd: String::new(),
-        lock: std::path::PathBuf::new(),
-        started_at: Timestamp(0),
-    };
+    let run = NewRun::unknown(RunId::new(0), Timestamp(0));
     let key = writer.commit(Durability::Process, move |db| ledger::run::begin(db, &run)).expect("a run");
     let seconds = wall(|| {
         for number in 0..TESTS {

@@ -83,7 +83,7 @@ fn ledger_file(settings: &Settings) -> Finding {
 
 fn databases(settings: &Settings) -> Vec<Finding> {
     let mut seen = Vec::new();
-    for address in settings.url_variables.iter().flat_map(|variable| &variable.addresses) {
+    for address in settings.addresses() {
         if !seen.contains(&address) {
             seen.push(address);
         }

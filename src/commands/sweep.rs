@@ -36,8 +36,7 @@ fn once(
     is_repeated: bool,
     format: Format,
 ) -> anyhow::Result<i32> {
-    let addresses: Vec<Address> =
-        settings.url_variables.iter().flat_map(|variable| variable.addresses.clone()).collect();
+    let addresses: Vec<Address> = settings.addresses().cloned().collect();
     let host = crate::os::host();
     let found = survey(&settings.ledger, &host, &addresses, &settings.folder_of_runs(), older_than, Timestamp::now())?;
     let report = if is_wanted { Some(apply(&found, &settings.ledger, &addresses)?) } else { None };

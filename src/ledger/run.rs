@@ -54,6 +54,15 @@ pub struct NewRun {
     pub started_at: Timestamp,
 }
 
+impl NewRun {
+    /// A run of which no more is known.
+    pub fn unknown(id: RunId, started_at: Timestamp) -> Self {
+        let unknown = String::new;
+        let (command, host, cwd) = (unknown(), unknown(), unknown());
+        Self { id, command, runner: "", host, cwd, lock: PathBuf::new(), started_at }
+    }
+}
+
 /// Enters a run.
 pub fn begin(db: &Connection, run: &NewRun) -> Result<RunKey> {
     db.execute(

@@ -138,7 +138,7 @@ fn announce(writer: &Writer, run: NewRun) -> anyhow::Result<RunKey> {
 
 fn arm(settings: &Settings, lock: &RunLock, id: RunId) -> anyhow::Result<(Watchdog, File)> {
     fault::before(Step::Arm)?;
-    let addresses: Vec<_> = settings.url_variables.iter().flat_map(|variable| &variable.addresses).collect();
+    let addresses: Vec<_> = settings.addresses().collect();
     let keep = settings.keep == Keep::Always;
     Watchdog::arm(&settings.ledger, lock.path(), id, &addresses, keep)
 }
@@ -249,7 +249,7 @@ fn hold_lock(ledger: &Path, id: RunId) -> io::Result<RunLock> {
 /// Sweeps what dead runs on this ledger left behind, and says so. Nothing of it stops a new
 /// run.
 fn tidy(ledger: &Path, host: &str, settings: &Settings) -> Vec<String> {
-    let addresses: Vec<_> = settings.url_variables.iter().flat_map(|variable| variable.addresses.clone()).collect();
+    let addresses: Vec<_> = settings.addresses().cloned().collect();
     let swept = match sweep_dead_runs(ledger, host, &addresses) {
         Ok(swept) => swept,
         Err(error) => return vec![format!("what dead runs left could not be removed: {}", one_line(&error))],
@@ -283,7 +283,7 @@ fn providers(settings: &Settings, root: &Path, owner: &Owner) -> anyhow::Result<
     }
     let mut known = HashSet::new();
     let has_setup = settings.setup.is_some();
-    for address in settings.url_variables.iter().flat_map(|variable| &variable.addresses) {
+    for address in settings.addresses() {
         let suffix = if known.is_empty() { String::new() } else { format!("_{}", known.len() + 1) };
         match address {
             Address::Postgres(postgres) => {

@@ -156,17 +156,7 @@ fn recall(db: Option<Connection>, id: RunId, with_kept: bool) -> anyhow::Result<
 /// A run whose ledger is lost.
 fn forgotten(id: RunId) -> anyhow::Result<Recalled> {
     let db = ledger::in_memory()?;
-    let unknown = String::new;
-    let run = NewRun {
-        id,
-        command: unknown(),
-        runner: "",
-        host: unknown(),
-        cwd: unknown(),
-        lock: PathBuf::new(),
-        started_at: Timestamp::now(),
-    };
-    let key = run::begin(&db, &run)?;
+    let key = run::begin(&db, &NewRun::unknown(id, Timestamp::now()))?;
     Ok(Recalled { db, key, has_ended: false, left: Vec::new() })
 }
 
