@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use crate::Wishes;
 use crate::lab::program::Running;
 use crate::lab::{Lab, Outcome, Server, is_alive};
-use crate::scene::{Kind, Scene, lose_machine};
+use crate::scene::{Kind, Scene};
 
 /// How many scenes there are at once.
 const AT_ONCE: usize = 3;
@@ -184,7 +184,7 @@ fn strike(scene: &Scene, lab: &Lab, run: Running, blow: Blow) -> Result<Outcome,
             ),
         ),
         _ => {
-            lose_machine(lab);
+            lab.lose_machine();
             let outcome = run.finish();
             let swept = lab.isolane("sweep --apply").run();
             if swept.status.code() != Some(0) {

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 
 use crate::Wishes;
 use crate::lab::Server;
-use crate::scene::{Kind, Scene, lose_machine};
+use crate::scene::{Kind, Scene};
 
 /// How many scenes there are at once.
 const AT_ONCE: usize = 2;
@@ -90,7 +90,7 @@ fn play(scene: &Scene, round: &Round) -> (bool, Duration, Option<String>) {
         // It may have ended by itself: nobody has waited for it yet, so the number is its own.
         Death::Supervisor => drop(kill(pid, Signal::SIGKILL)),
         Death::Group => drop(killpg(pid, Signal::SIGKILL)),
-        Death::Machine => lose_machine(&lab),
+        Death::Machine => lab.lose_machine(),
     }
     let outcome = run.finish();
     let died = outcome.status.code().is_none();

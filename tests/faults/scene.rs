@@ -4,8 +4,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use crate::lab::program::Running;
 use crate::lab::{Database, Lab, Program, Server, alive_in};
@@ -155,18 +154,4 @@ impl<'a> Scene<'a> {
         }
         wrong
     }
-}
-
-/// Kills all that is in this lab, as the loss of its machine does.
-pub fn lose_machine(lab: &Lab) {
-    crate::lab::wait_until("all are dead", || {
-        // The watchdog before its supervisor, so that it cannot do anything.
-        let mut all = alive_in(lab.home());
-        all.sort_by_key(|process| !process.contains("isolane watchdog"));
-        for process in &all {
-            let pid = process.split(' ').next().and_then(|pid| pid.parse().ok()).expect("begins with the pid");
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        all.is_empty()
-    });
 }

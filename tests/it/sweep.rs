@@ -288,12 +288,7 @@ fn who_sweeps_from_inside_a_dead_run_does_not_end_itself() {
     );
     let terminal = lab.wrap("", "setsid sh stay.sh").start_on_terminal();
     wait_until("it is there", || lab.path("../seen/there").exists());
-    let pid_of = |what: &str| {
-        let all = crate::lab::alive_in(lab.home());
-        let found = all.iter().find(|process| process.contains(what)).expect("it is there");
-        nix::unistd::Pid::from_raw(found.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid"))
-    };
-    nix::sys::signal::kill(pid_of("isolane watchdog"), Signal::SIGKILL).expect("ours");
+    nix::sys::signal::kill(lab.pid_of("isolane watchdog"), Signal::SIGKILL).expect("ours");
     nix::sys::signal::kill(terminal.pid(), Signal::SIGKILL).expect("ours");
     terminal.finish();
     lab.file("go", "");
@@ -349,13 +344,8 @@ fn a_run_whose_ledger_is_lost_as_well_is_swept_from_its_machine() {
         lab.file("stay.sh", HANGS);
         let terminal = lab.wrap("", "setsid sh stay.sh").start_on_terminal();
         wait_until("it is there", || lab.path("../seen/there").exists());
-        let pid_of = |what: &str| {
-            let all = crate::lab::alive_in(lab.home());
-            let found = all.iter().find(|process| process.contains(what)).expect("it is there");
-            nix::unistd::Pid::from_raw(found.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid"))
-        };
         lab.isolane("sweep --apply").run().assert_code(0).assert_says("nothing to sweep");
-        nix::sys::signal::kill(pid_of("isolane watchdog"), Signal::SIGKILL).expect("ours");
+        nix::sys::signal::kill(lab.pid_of("isolane watchdog"), Signal::SIGKILL).expect("ours");
         nix::sys::signal::kill(terminal.pid(), Signal::SIGKILL).expect("ours");
         terminal.finish();
         std::fs::remove_dir_all(lab.path(".isolane")).expect("a folder");

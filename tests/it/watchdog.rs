@@ -162,15 +162,8 @@ fn the_third_ctrl_c_leaves_the_cleaning_to_the_watchdog() {
 pub fn lose_the_machine(lab: &Lab, program: Program, name: &str) {
     let terminal = program.start_on_terminal();
     wait_until("the command runs", || lab.path("../seen").join(name).exists());
-    let watchdog = alive_in(lab.home()).into_iter().find(|process| process.contains("isolane watchdog"));
-    let watchdog = watchdog.expect("a watchdog").split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid");
-    kill(nix::unistd::Pid::from_raw(watchdog), Signal::SIGKILL).expect("it is there");
-    kill(terminal.pid(), Signal::SIGKILL).expect("it is there");
+    lab.lose_machine();
     terminal.finish();
-    for process in alive_in(lab.home()) {
-        let pid = process.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid");
-        let _ = kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
-    }
 }
 
 #[test]

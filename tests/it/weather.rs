@@ -3,7 +3,6 @@
 use std::fs;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::lab::{Lab, Server, alive_in, is_alive, wait_until};
 use crate::watchdog::lose_the_machine;
@@ -70,9 +69,7 @@ fn a_killed_run_that_lost_its_ledger_is_undone_from_memory() {
         let run = without_ledger(&lab, is_full).env("HANG", "600").start();
         wait_until("the second worker works", || lab.path("../seen/after").exists());
         assert_ne!(server.snapshot(), before);
-        let isolane = alive_in(lab.home()).into_iter().find(|process| process.contains("isolane run")).expect("a run");
-        let pid = isolane.split(' ').next().and_then(|pid| pid.parse().ok()).expect("a pid");
-        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it is there");
+        kill(lab.pid_of("isolane run"), Signal::SIGKILL).expect("it is there");
         wait_until("the watchdog has left", || alive_in(lab.home()).is_empty());
         drop(run);
         assert_eq!(server.snapshot(), before);

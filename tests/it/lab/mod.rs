@@ -15,6 +15,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
@@ -235,6 +237,27 @@ impl Lab {
         Seen::read(&self.root.path().join("seen"))
     }
 
+    /// The process of this test whose command line says `what`.
+    #[track_caller]
+    pub fn pid_of(&self, what: &str) -> Pid {
+        let all = alive_in(self.root.path());
+        let found = all.iter().find(|process| process.contains(what));
+        pid_in(found.unwrap_or_else(|| panic!("{what} is not among {all:#?}")))
+    }
+
+    /// Kills all that is in this lab, as the loss of its machine does.
+    pub fn lose_machine(&self) {
+        wait_until("all are dead", || {
+            // The watchdog before its supervisor, so that it cannot do anything.
+            let mut all = alive_in(self.root.path());
+            all.sort_by_key(|process| !process.contains("isolane watchdog"));
+            for process in &all {
+                let _ = kill(pid_in(process), Signal::SIGKILL);
+            }
+            all.is_empty()
+        });
+    }
+
     /// Takes away what workers wrote down and by what they met, before another run of them.
     pub fn forget_seen(&self) {
         let folder = self.root.path().join("seen");
@@ -262,10 +285,13 @@ impl Drop for Lab {
     fn drop(&mut self) {
         // A test that fails may leave processes behind; they must not outlive it.
         for process in alive_in(self.root.path()) {
-            let pid = process.split(' ').next().and_then(|pid| pid.parse().ok()).expect("begins with the pid");
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ = kill(pid_in(&process), Signal::SIGKILL);
         }
     }
+}
+
+fn pid_in(process: &str) -> Pid {
+    Pid::from_raw(process.split(' ').next().and_then(|pid| pid.parse().ok()).expect("begins with the pid"))
 }
 
 /// What a query gives that finds nothing.
