@@ -24,11 +24,22 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 /// Marks the file as a ledger (`PRAGMA application_id`): "isol".
 const APPLICATION_ID: i32 = 0x6973_6f6c;
 /// The form of the tables (`PRAGMA user_version`).
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
+/// From the first form of the tables to the second, around `story.sql`.
+const BEFORE_FORM_2: &str =
+    "DROP VIEW runs; DROP VIEW workers; DROP VIEW tests; DROP VIEW resources; DROP VIEW records;
+    ALTER TABLE test RENAME TO test_1;";
+const AFTER_FORM_1: &str = "
+    INSERT INTO test (run, number, worker_id, test_id, attempt, began, ended, outcome, message)
+        SELECT run, number, worker_id, test_id, attempt,
+               CAST(round(1000000 * unixepoch(started_at, 'subsec')) AS INTEGER),
+               CAST(round(1000000 * unixepoch(ended_at, 'subsec')) AS INTEGER), outcome, message FROM test_1;
+    DROP TABLE test_1;";
 /// How long one writer waits for another run's.
 const BUSY: Duration = Duration::from_secs(30);
 
-/// Opens the ledger for writing; makes the file and its folder where there is none.
+/// Opens the ledger for writing; makes the file and its folder where there is none, and
+/// brings an older one up to date.
 /// A file that is no ledger, or a newer isolane's, is refused and stays as it is.
 pub fn open(path: &Path) -> anyhow::Result<Connection> {
     let folder = path.parent().context("the path of a ledger names a file")?;
@@ -44,7 +55,7 @@ pub fn open(path: &Path) -> anyhow::Result<Connection> {
     db.busy_timeout(BUSY)?;
     match version(&db)? {
         VERSION => {}
-        0 => create(&mut db)?,
+        older if older < VERSION => create(&mut db)?,
         newer => {
             bail!("it was written by a newer isolane (form {newer}, this one knows {VERSION}); it was not touched")
         }
@@ -91,8 +102,18 @@ fn create(db: &mut Connection) -> anyhow::Result<()> {
     }
     let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     // Another run may have been faster.
-    if version(&tx)? == 0 {
-        tx.execute_batch(include_str!("ledger/schema.sql"))?;
+    let found = version(&tx)?;
+    if found < VERSION {
+        if found == 1 {
+            // From tests that had their times as text.
+            tx.execute_batch(BEFORE_FORM_2)?;
+            tx.execute_batch(include_str!("ledger/story.sql"))?;
+            tx.execute_batch(AFTER_FORM_1)?;
+        } else {
+            tx.execute_batch(include_str!("ledger/schema.sql"))?;
+            tx.execute_batch(include_str!("ledger/story.sql"))?;
+        }
+        tx.execute_batch(include_str!("ledger/views.sql"))?;
         tx.pragma_update(None, "application_id", APPLICATION_ID)?;
         tx.pragma_update(None, "user_version", VERSION)?;
     }

@@ -102,7 +102,7 @@ mod tests {
         Owner {
             run: RunId::new(1),
             host: "build-7.example".to_owned(),
-            since: Timestamp(1_790_000_000_123),
+            since: Timestamp(1_790_000_000_123_000),
             worker: "gw",
             master: Some(Lane(4)),
         }

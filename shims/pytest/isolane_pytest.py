@@ -231,13 +231,13 @@ class Plugin:
         # Without a report, as when Ctrl-C ends it, nobody can tell how it came out.
         self.outcomes = {"rank": -1, "outcome": None, "message": None}
         self.story.pending.append(
-            '{"event":"begin","worker":%s,"test":%s,"at":%.3f}' % (WORKER_JSON, self.test, time())
+            '{"event":"begin","worker":%s,"test":%s,"at":%.6f}' % (WORKER_JSON, self.test, time())
         )
 
     def end(self):
         message = self.outcomes["message"]
         self.story.pending.append(
-            '{"event":"end","worker":%s,"test":%s,"outcome":%s,"message":%s,"at":%.3f}'
+            '{"event":"end","worker":%s,"test":%s,"outcome":%s,"message":%s,"at":%.6f}'
             % (
                 WORKER_JSON,
                 self.test,

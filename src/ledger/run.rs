@@ -85,12 +85,12 @@ pub fn begin(db: &Connection, run: &NewRun) -> Result<RunKey> {
 /// Ends a run. Workers that are still listed as running were stopped by isolane, and
 /// a test that never ended went down with its worker.
 pub fn end(db: &Connection, run: RunKey, exit_code: Option<i32>, state: RunState, at: Timestamp) -> Result<()> {
-    let at = at.to_string();
+    let (time, at) = (at.micros(), at.to_string());
     db.execute(
         "UPDATE worker SET ended_at = ?2, outcome = 'killed' WHERE run = ?1 AND outcome = 'running'",
         params![run.0, at],
     )?;
-    db.execute("UPDATE test SET ended_at = ?2 WHERE run = ?1 AND ended_at IS NULL", params![run.0, at])?;
+    db.execute("UPDATE test SET ended = ?2 WHERE run = ?1 AND ended IS NULL", params![run.0, time])?;
     db.execute(
         "UPDATE run SET ended_at = ?2, exit_code = ?3, state = ?4 WHERE run = ?1",
         params![run.0, at, exit_code, state.as_str()],
@@ -138,7 +138,7 @@ pub fn open(db: &Connection, with_kept: bool) -> Result<Vec<OpenRun>> {
 
 /// Takes a run back that could not be started.
 pub fn forget(db: &Connection, run: RunKey) -> Result<()> {
-    for table in ["test", "record", "worker", "resource", "run"] {
+    for table in ["touch", "named", "collision", "test", "record", "worker", "resource", "run"] {
         db.execute(&format!("DELETE FROM {table} WHERE run = ?"), [run.0])?;
     }
     Ok(())

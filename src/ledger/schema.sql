@@ -1,5 +1,5 @@
--- The ledger. Tables are isolane's own business; the views below are what users
--- and scripts rely on. Times are ISO-8601 in UTC, ids text.
+-- The ledger's tables are isolane's own business: runs, workers, and what they made. See
+-- story.sql for tests and touches, views.sql for what users rely on. Times are ISO-8601 in UTC, ids text.
 CREATE TABLE run (
     run INTEGER PRIMARY KEY,
     run_id TEXT NOT NULL UNIQUE,
@@ -32,19 +32,6 @@ CREATE TABLE worker (
 );
 CREATE INDEX worker_of_run ON worker (run);
 
-CREATE TABLE test (
-    run INTEGER NOT NULL REFERENCES run,
-    number INTEGER NOT NULL,
-    worker_id TEXT NOT NULL,
-    test_id TEXT NOT NULL,
-    attempt INTEGER NOT NULL,
-    started_at TEXT NOT NULL,
-    ended_at TEXT,
-    outcome TEXT,
-    message TEXT,
-    PRIMARY KEY (run, number)
-) WITHOUT ROWID;
-
 CREATE TABLE resource (
     resource INTEGER PRIMARY KEY,
     run INTEGER NOT NULL REFERENCES run,
@@ -75,22 +62,3 @@ CREATE TABLE record (
 );
 CREATE INDEX record_of_run ON record (run);
 CREATE INDEX record_by_key ON record (kind, key);
-
-CREATE VIEW runs AS
-    SELECT run_id, tag, command, runner, host, cwd, started_at, ended_at, exit_code, state FROM run;
-
-CREATE VIEW workers AS
-    SELECT run_id, worker_id, lane, pid, w.started_at, w.ended_at, outcome
-    FROM worker w JOIN run USING (run) WHERE NOT controller;
-
-CREATE VIEW tests AS
-    SELECT run_id, worker_id, test_id, attempt, t.started_at, t.ended_at, outcome, message
-    FROM test t JOIN run USING (run);
-
-CREATE VIEW resources AS
-    SELECT run_id, worker_id, provider, kind, name, r.state, created_at, removed_at, error
-    FROM resource r JOIN run USING (run);
-
-CREATE VIEW records AS
-    SELECT run_id, worker_id, test_id, kind, key, created_at, source, r.state
-    FROM record r JOIN run USING (run);

@@ -15,11 +15,9 @@ pub fn begin(
     attempt: u32,
     at: Timestamp,
 ) -> Result<()> {
-    db.prepare_cached(
-        "INSERT INTO test (run, number, worker_id, test_id, attempt, started_at) VALUES (?, ?, ?, ?, ?, ?)",
-    )?
-    .execute(params![run.0, number, worker_id, test_id, attempt, at.to_string()])
-    .map(drop)
+    db.prepare_cached("INSERT INTO test (run, number, worker_id, test_id, attempt, began) VALUES (?, ?, ?, ?, ?, ?)")?
+        .execute(params![run.0, number, worker_id, test_id, attempt, at.micros()])
+        .map(drop)
 }
 
 /// Ends a test. `outcome` is the runner's word for it, or `None` where nobody told.
@@ -31,7 +29,7 @@ pub fn end(
     message: Option<&str>,
     at: Timestamp,
 ) -> Result<()> {
-    db.prepare_cached("UPDATE test SET ended_at = ?, outcome = ?, message = ? WHERE run = ? AND number = ?")?
-        .execute(params![at.to_string(), outcome, message, run.0, number])
+    db.prepare_cached("UPDATE test SET ended = ?, outcome = ?, message = ? WHERE run = ? AND number = ?")?
+        .execute(params![at.micros(), outcome, message, run.0, number])
         .map(drop)
 }

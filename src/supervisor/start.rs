@@ -59,7 +59,7 @@ pub fn start(
     signals: &Signals,
 ) -> anyhow::Result<Started> {
     let now = Timestamp::now();
-    let id = RunId::new(now.0);
+    let id = RunId::new(now.millis());
     let tag = id.tag();
     let host = crate::os::host();
     // pytest's own process has the lane behind those of its workers.

@@ -153,7 +153,7 @@ type Answers = (Server, Vec<(Resource, Mark)>, BTreeSet<Tag>);
 
 fn ask(address: &PostgresAddress, host: &str, now: Timestamp) -> anyhow::Result<Answers> {
     // It makes nothing, so no run's name is on its sessions.
-    let server = Server::new(address, &RunId::new(now.0).tag())?;
+    let server = Server::new(address, &RunId::new(now.millis()).tag())?;
     let marked = server.marked()?;
     server.settle()?;
     let mut living = server.living(&marked.iter().map(|(_, mark)| mark.run.tag()).collect())?;

@@ -1,0 +1,87 @@
+-- Who did what when: tests, and the rows that they touched.
+
+-- Tests, and fixtures that live longer than one: those have a scope ('session', 'module', …)
+-- and no attempt. Times are microseconds since 1970.
+CREATE TABLE test (
+    run INTEGER NOT NULL REFERENCES run,
+    number INTEGER NOT NULL,
+    worker_id TEXT NOT NULL,
+    test_id TEXT NOT NULL,
+    attempt INTEGER,
+    scope TEXT,
+    began INTEGER NOT NULL,
+    ended INTEGER,
+    -- A fixture is at work until `ready` and from `leaving` on; between, it only lives.
+    ready INTEGER,
+    leaving INTEGER,
+    outcome TEXT,
+    message TEXT,
+    PRIMARY KEY (run, number)
+) WITHOUT ROWID;
+
+-- Kinds of rows, as touches know them: `public.orders`.
+CREATE TABLE kind (
+    kind INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE
+);
+
+-- Every insert, update and delete of a row that was seen.
+CREATE TABLE touch (
+    touch INTEGER PRIMARY KEY,
+    run INTEGER NOT NULL,
+    -- By whom: a row of `worker`, or in words, where it was nobody of this run.
+    worker INTEGER,
+    stranger TEXT,
+    -- In which test or fixture: a number of `test`.
+    test INTEGER,
+    -- In whose own database or schema the row is; nothing where all share it.
+    lane INTEGER,
+    kind INTEGER NOT NULL REFERENCES kind,
+    -- The primary key as JSON; nothing where all rows went (TRUNCATE).
+    key TEXT,
+    op TEXT NOT NULL CHECK (op IN ('insert', 'update', 'delete', 'truncate')),
+    -- Microseconds since 1970 by this machine's clock.
+    at INTEGER NOT NULL,
+    -- The transaction on the server, and its session.
+    xid INTEGER NOT NULL,
+    pid INTEGER NOT NULL,
+    -- Found by the lane's prefix in the row, and not by the session.
+    by_prefix INTEGER NOT NULL DEFAULT 0,
+    -- Of an insert: what became of the row; nothing as long as it goes with its lane, or lives.
+    state TEXT CHECK (state IN ('removed', 'gone', 'kept', 'stuck')),
+    -- Why it is stuck, or what else is to be said of it.
+    note TEXT
+);
+CREATE INDEX touch_by_key ON touch (kind, key);
+CREATE INDEX touch_by_test ON touch (run, test);
+
+-- Rows that the message of a failed test names.
+CREATE TABLE named (
+    run INTEGER NOT NULL,
+    test INTEGER NOT NULL,
+    kind INTEGER NOT NULL REFERENCES kind,
+    key TEXT NOT NULL,
+    -- 'duplicate-key', 'foreign-key' or 'deadlock'.
+    pattern TEXT NOT NULL,
+    PRIMARY KEY (run, test, kind, key)
+) WITHOUT ROWID;
+
+-- Pairs that met over a row: `a` had it, `b` came. Tests are numbers of `test`.
+CREATE TABLE collision (
+    collision INTEGER PRIMARY KEY,
+    run INTEGER NOT NULL,
+    kind INTEGER NOT NULL REFERENCES kind,
+    key TEXT,
+    pattern TEXT NOT NULL CHECK (pattern IN ('clobber', 'pollution', 'hot-row', 'duplicate-key', 'foreign-key', 'broad', 'escape', 'deadlock')),
+    worker_a INTEGER,
+    test_a INTEGER,
+    op_a TEXT,
+    at_a INTEGER,
+    worker_b INTEGER,
+    test_b INTEGER,
+    op_b TEXT,
+    at_b INTEGER,
+    overlap_us INTEGER NOT NULL,
+    failed_test INTEGER
+);
+CREATE INDEX collision_of_run ON collision (run);
