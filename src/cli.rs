@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::report::Format;
 use crate::settings::env_template::EnvTemplate;
-use crate::settings::{Choices, Isolation, Keep, Runner, Setup};
+use crate::settings::{Choices, FailOn, Isolation, Keep, Runner, Setup, Track};
 
 /// Runs a parallel test command so that every worker has a database, a prefix and a
 /// directory of its own, and removes exactly what the run made.
@@ -97,7 +97,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Exit code: the command's own, 128+n when signal n ended it. Of isolane's own: 2 usage, \
-123 all passed and something could not be removed, 125 the run could not start (nothing \
+121 leaks and 122 collisions with --fail-on, 123 all passed and something could not be removed, 125 the run could not start (nothing \
 is left), 126 the command cannot be executed, 127 it was not found.
 
 Examples:
@@ -120,6 +120,15 @@ pub struct RunArgs {
     /// One more variable for every worker, such as SHOP_DB={database}; may be repeated
     #[arg(long, value_name = "NAME=TEMPLATE", value_parser = env_pair)]
     env: Vec<(String, EnvTemplate)>,
+    /// Watch the rows of these tables, such as public.* or !public.audit_* [default: all]
+    #[arg(long, value_name = "PATTERN", conflicts_with = "no_track", value_parser = pattern)]
+    track: Vec<String>,
+    /// Watch no rows
+    #[arg(long)]
+    no_track: bool,
+    /// Fail although tests passed: code 122 for a collision, 121 for a leak
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
+    fail_on: Vec<FailOn>,
     /// Take the command for this runner's
     #[arg(long, value_enum)]
     runner: Option<Runner>,
@@ -217,6 +226,10 @@ fn env_pair(text: &str) -> Result<(String, EnvTemplate), String> {
     }
 }
 
+fn pattern(text: &str) -> Result<String, String> {
+    Track::parse(&[text.to_owned()]).map(|_| text.to_owned())
+}
+
 impl RunArgs {
     /// What the flags say, and where the configuration is.
     pub fn choices(self) -> (Choices, Option<PathBuf>, Vec<OsString>) {
@@ -228,6 +241,13 @@ impl RunArgs {
             env: self.env,
             runner: self.runner,
             quiet: self.quiet.then_some(true),
+            track: match (self.no_track, self.track.is_empty()) {
+                (true, _) => Some(Track::nothing()),
+                (false, true) => None,
+                // Each was looked at when it was read.
+                (false, false) => Track::parse(&self.track).ok(),
+            },
+            fail_on: self.fail_on,
             ..common
         };
         (choices, config, self.command)

@@ -13,6 +13,10 @@ pub enum ExitCode {
     Usage = 2,
     /// A service that the command needs is away (`EX_UNAVAILABLE` of sysexits.h).
     Unavailable = 69,
+    /// All tests passed, and `--fail-on leak` was asked for.
+    Leak = 121,
+    /// All tests passed, and `--fail-on collision` was asked for.
+    Collision = 122,
     /// All tests passed, and something could not be removed.
     NotRemoved = 123,
     /// The run could not be started; nothing is left behind.

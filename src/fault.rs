@@ -33,6 +33,10 @@ pub enum Step {
     Stop,
     /// Ending sessions in a resource.
     Disconnect,
+    /// Reading which rows were written.
+    Harvest,
+    /// Removing rows among the user's own.
+    Rows,
     /// Removing a resource.
     Remove,
     /// Writing the run's end into the ledger.
@@ -45,7 +49,7 @@ pub enum Step {
 
 impl Step {
     /// All of them, in the order of a run.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Lock,
         Self::Announce,
         Self::Arm,
@@ -59,6 +63,8 @@ impl Step {
         Self::Start,
         Self::Stop,
         Self::Disconnect,
+        Self::Harvest,
+        Self::Rows,
         Self::Remove,
         Self::Close,
         Self::Dismiss,
@@ -81,6 +87,8 @@ impl Step {
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Disconnect => "disconnect",
+            Self::Harvest => "harvest",
+            Self::Rows => "rows",
             Self::Remove => "remove",
             Self::Close => "close",
             Self::Dismiss => "dismiss",

@@ -5,16 +5,17 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::bail;
 
 use crate::clock::Timestamp;
 use crate::fault::{self, Step};
 use crate::ledger::resource::{self, Entry, IllegalStep, ResourceEvent, ResourceKey, ResourceState, Words};
-use crate::ledger::{Durability, RunKey, Writer};
+use crate::ledger::{Durability, RunKey, Writer, touch};
 use crate::name::Place;
-use crate::provider::{Provider, Resource, ResourceKind};
+use crate::provider::{Provider, Resource, ResourceKind, Rows};
+use crate::touch::Seen;
 
 /// One thing, and how it stands.
 #[derive(Clone, Debug)]
@@ -65,12 +66,24 @@ pub struct Inventory {
     watchdog: Option<Mutex<File>>,
     /// Why the ledger takes no promises any more.
     lost: OnceLock<String>,
+    /// Whether some of what servers saw may be in the ledger already.
+    is_recalled: bool,
+    /// What became of the run's rows among the user's own.
+    rows: Mutex<Rows>,
 }
 
 impl Inventory {
     /// An empty one for this run, whose watchdog hears every promise.
     pub fn new(writer: Writer, run: RunKey, watchdog: Option<File>) -> Self {
-        Self { writer, run, items: Mutex::default(), watchdog: watchdog.map(Mutex::new), lost: OnceLock::new() }
+        Self {
+            writer,
+            run,
+            items: Mutex::default(),
+            watchdog: watchdog.map(Mutex::new),
+            lost: OnceLock::new(),
+            is_recalled: false,
+            rows: Mutex::default(),
+        }
     }
 
     /// What the ledger says that a run left; one that died, mostly.
@@ -80,7 +93,7 @@ impl Inventory {
             let state = if entry.state == ResourceState::Kept { ResourceState::Created } else { entry.state };
             Some(Item { key: Some(entry.key), resource: resource_of(entry.words)?, state })
         });
-        Self { items: Mutex::new(items.collect()), ..Self::new(writer, run, None) }
+        Self { items: Mutex::new(items.collect()), is_recalled: true, ..Self::new(writer, run, None) }
     }
 
     /// Adds what the run promised, as others know and the ledger does not.
@@ -98,8 +111,8 @@ impl Inventory {
         self.lost.get().map(String::as_str)
     }
 
-    fn items(&self) -> std::sync::MutexGuard<'_, Vec<Item>> {
-        self.items.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn items(&self) -> MutexGuard<'_, Vec<Item>> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Promises, makes and proves everything that `place` consists of. Where a part
@@ -150,7 +163,7 @@ impl Inventory {
     /// Whether the watchdog knows now.
     fn tell_watchdog(&self, resources: &[Resource]) -> bool {
         let Some(watchdog) = &self.watchdog else { return false };
-        let mut line = watchdog.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut line = watchdog.lock().unwrap_or_else(PoisonError::into_inner);
         resources.iter().all(|resource| line.write_all(&promise_line(resource)).is_ok())
     }
 
@@ -179,6 +192,33 @@ impl Inventory {
             self.owed().iter().filter(|item| item.resource.place == place).filter_map(|item| item.key).collect();
         let worker = worker.to_owned();
         self.writer.tell(move |db| keys.iter().try_for_each(|key| resource::serves(db, *key, &worker)));
+    }
+
+    /// Takes in what a server saw of rows that were written.
+    pub fn enter(&self, seen: Seen) -> anyhow::Result<()> {
+        let (run, again) = (self.run, self.is_recalled);
+        Ok(self.writer.commit(Durability::Process, move |db| touch::enter(db, run, &seen, again))?)
+    }
+
+    /// Notes what became of the rows that the run had made among the user's own.
+    pub fn rows_removed(&self, rows: &Rows) {
+        let (run, left) = (self.run, rows.left.clone());
+        self.writer.tell(move |db| touch::removed(db, run, &left));
+        let mut all = self.rows();
+        all.removed += rows.removed;
+        all.left.clone_from(&rows.left);
+        all.changed.extend(rows.changed.iter().cloned());
+    }
+
+    /// Notes that these rows stay.
+    pub fn rows_kept(&self) {
+        let run = self.run;
+        self.writer.tell(move |db| touch::kept(db, run));
+    }
+
+    /// What became of the run's rows among the user's own.
+    pub fn rows(&self) -> MutexGuard<'_, Rows> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is owed still, in the order of promising.

@@ -4,10 +4,12 @@
 //! A supervisor writes through one [`Writer`]; workers never open the file. SQL about
 //! isolane's own tables stands here and nowhere else.
 
+pub mod collision;
 pub mod record;
 pub mod resource;
 pub mod run;
 pub mod test;
+pub mod touch;
 pub mod worker;
 mod writer;
 

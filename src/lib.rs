@@ -48,6 +48,8 @@ pub mod mark;
 pub mod os;
 pub mod address;
 pub mod settings;
+pub mod touch;
+pub mod collision;
 pub mod ledger;
 pub mod provider;
 pub mod runner;

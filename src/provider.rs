@@ -11,10 +11,12 @@ pub use sqlite::{Sqlite, SqliteFiles};
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::time::Duration;
 
 use crate::address::Address;
 use crate::mark::Mark;
 use crate::name::{Place, Tag};
+use crate::touch::{Fate, Seen};
 
 /// Something made, or about to be made, outside this process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +29,13 @@ pub struct Resource {
     pub name: String,
     /// Whose it is.
     pub place: Place,
+}
+
+impl Resource {
+    /// Whether it may be a log of rows that were written among the user's own.
+    pub fn knows_rows(&self) -> bool {
+        self.kind == ResourceKind::Schema && self.place == Place::Run
+    }
 }
 
 /// Kinds of resources.
@@ -82,6 +91,43 @@ pub trait Site: Debug + Send + Sync {
     fn disconnect(&self, resource: &Resource) -> anyhow::Result<()>;
     /// Removes it; what is not there is removed.
     fn remove(&self, resource: &Resource) -> anyhow::Result<()>;
+    /// Hands over what was seen of rows written in or by `resource` since it was asked last,
+    /// except for what is younger than `margin`.
+    fn harvest(&self, _resource: &Resource, _margin: Duration, _sink: &mut Sink<'_>) -> anyhow::Result<()> {
+        Ok(())
+    }
+    /// Removes the rows that `resource` knows the run to have made among the user's own.
+    fn remove_rows(&self, _resource: &Resource) -> anyhow::Result<Rows> {
+        Ok(Rows::default())
+    }
+    /// Takes `resource`, which stays, off from what is not the run's own.
+    fn let_go(&self, _resource: &Resource) -> anyhow::Result<()> {
+        Ok(())
+    }
+}
+
+/// What takes in what was seen of rows.
+pub type Sink<'a> = dyn FnMut(Seen) -> anyhow::Result<()> + 'a;
+
+/// What became of the rows that a run made among the user's own.
+#[derive(Debug, Default)]
+pub struct Rows {
+    /// How many were removed.
+    pub removed: u64,
+    /// Those that were not.
+    pub left: Vec<Fate>,
+    /// How many of the removed others had changed meanwhile, by table.
+    pub changed: Vec<(String, u64)>,
+}
+
+impl Rows {
+    /// An error where some could not be removed: which, and why.
+    pub fn ensure_gone(&self) -> anyhow::Result<()> {
+        let stuck: Vec<_> = self.left.iter().filter(|fate| !fate.stays).collect();
+        let Some(first) = stuck.first() else { return Ok(()) };
+        let rows = if stuck.len() == 1 { "1 row".to_owned() } else { format!("{} rows", stuck.len()) };
+        anyhow::bail!("{rows} of the run stay, such as {} {}: {}", first.kind, first.key, first.why)
+    }
 }
 
 /// A site that others may reach as well, and where marks tell whose things are.

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::clock::Timestamp;
 use crate::ledger::record::{self, RecordKey};
+use crate::ledger::test::FixturePhase;
 use crate::ledger::worker::WorkerOutcome;
 use crate::ledger::{Durability, RunKey, Writer, test, worker};
 use crate::name::Lane;
@@ -67,6 +68,8 @@ struct State {
     order: Vec<String>,
     announced: Vec<String>,
     next_test: i64,
+    /// Numbers are given to fixtures as well, which are no tests.
+    fixtures: usize,
     attempts: HashMap<String, u32>,
     outcomes: BTreeMap<String, usize>,
     listed: HashMap<String, i64>,
@@ -95,6 +98,8 @@ pub enum Kind {
 struct Member {
     kind: Kind,
     open: Vec<OpenTest>,
+    /// Fixtures that live, by the number that the shim gave them.
+    fixtures: HashMap<u64, i64>,
     said_goodbye: bool,
     outcome: Option<WorkerOutcome>,
     is_controller: bool,
@@ -185,6 +190,33 @@ impl Roster {
         state.workers.entry(worker.to_owned()).or_default().open.push(OpenTest { number, id: id.to_owned() });
         let (run, worker, id) = (self.run, worker.to_owned(), self.vault.mask(id));
         self.writer.tell(move |db| test::begin(db, run, number, &worker, &id, attempt, at));
+    }
+
+    /// A fixture that lives longer than a test has come this far. `key` tells it from others
+    /// of its worker.
+    pub fn fixture(&self, worker: &str, key: u64, id: &str, scope: &str, phase: FixturePhase, at: Timestamp) {
+        let mut state = self.state();
+        let (run, name) = (self.run, worker.to_owned());
+        if phase == FixturePhase::Begin {
+            let number = state.next_test;
+            state.next_test += 1;
+            state.fixtures += 1;
+            state.workers.entry(name.clone()).or_default().fixtures.insert(key, number);
+            let (id, scope) = (self.vault.mask(id), scope.to_owned());
+            self.writer.tell(move |db| test::begin_fixture(db, run, number, &name, &id, &scope, at));
+            return;
+        }
+        let Some(number) = state.workers.get_mut(worker).and_then(|member| {
+            if phase == FixturePhase::End { member.fixtures.remove(&key) } else { member.fixtures.get(&key).copied() }
+        }) else {
+            return;
+        };
+        self.writer.tell(move |db| test::fixture_reached(db, run, number, phase, at));
+    }
+
+    /// The number of a test that this worker is in.
+    pub fn number_of(&self, worker: &str, id: &str) -> Option<i64> {
+        self.state().workers.get(worker)?.open.iter().rev().find(|test| test.id == id).map(|test| test.number)
     }
 
     /// A test ends. `outcome` is `None` where nobody can tell.
@@ -331,7 +363,7 @@ impl Roster {
             workers,
             crashed: state.order.iter().filter(crashed).cloned().collect(),
             outcomes: state.outcomes.clone(),
-            tests: usize::try_from(state.next_test).unwrap_or(0),
+            tests: usize::try_from(state.next_test).unwrap_or(0) - state.fixtures,
             listed: usize::try_from(state.listed.values().sum::<i64>()).unwrap_or(0),
             pytest_reported: state.pytest_reported,
             silent: state.announced.iter().filter(|name| !state.workers.contains_key(*name)).cloned().collect(),

@@ -3,6 +3,7 @@
 
 pub mod env_template;
 pub mod file;
+mod track;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use crate::address::{Address, SqliteAddress, Variables};
 use crate::error::Stop;
 use crate::secret::Secret;
 use env_template::EnvTemplate;
+pub use track::Track;
 
 /// What separates lanes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -23,6 +25,9 @@ pub enum Isolation {
     Database,
     /// A schema and a login role for each lane.
     Schema,
+    /// The user's own schema, with a login role for each lane: what tests write there is
+    /// attributed, and what they made is removed.
+    Shared,
     /// Nothing: names, prefix and ledger only.
     None,
 }
@@ -37,6 +42,15 @@ pub enum Keep {
     Failed,
     /// It is left.
     Always,
+}
+
+/// What makes a run fail whose tests passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum FailOn {
+    /// Tests of two workers met over a row.
+    Collision,
+    /// A test left rows behind.
+    Leak,
 }
 
 /// The wrapped tool.
@@ -104,6 +118,8 @@ pub struct Choices {
     pub quiet: Option<bool>,
     pub env: Vec<(String, EnvTemplate)>,
     pub cleaners: BTreeMap<String, Cleaner>,
+    pub track: Option<Track>,
+    pub fail_on: Vec<FailOn>,
 }
 
 impl Choices {
@@ -122,6 +138,8 @@ impl Choices {
             // The later of two of one name wins.
             env: lower.env.into_iter().chain(self.env).collect(),
             cleaners: lower.cleaners.into_iter().chain(self.cleaners).collect(),
+            track: self.track.or(lower.track),
+            fail_on: if self.fail_on.is_empty() { lower.fail_on } else { self.fail_on },
         }
     }
 }
@@ -149,6 +167,8 @@ pub struct Settings {
     pub quiet: bool,
     pub env: Vec<(String, EnvTemplate)>,
     pub cleaners: BTreeMap<String, Cleaner>,
+    pub track: Track,
+    pub fail_on: Vec<FailOn>,
     /// The ledger's file, absolute.
     pub ledger: PathBuf,
     /// Variables with addresses; the first is the one that `{database_url}` means.
@@ -219,6 +239,8 @@ impl Settings {
             quiet: all.quiet.unwrap_or(false),
             env: all.env,
             cleaners: all.cleaners,
+            track: all.track.unwrap_or_default(),
+            fail_on: all.fail_on,
             ledger: cwd.join(ledger),
             url_variables,
             embedded,

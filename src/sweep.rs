@@ -108,12 +108,14 @@ fn undo(inventory: &Inventory, sites: &[&dyn Site], items: Vec<Item>, report: &M
     for item in &items {
         // If sessions do not end, removing fails in its turn and says so.
         let _ = site_of(&item.resource).map(|site| disconnect(*site, &item.resource));
+        // Nobody writes there any more. What is not seen now is not in the ledger, and that is all.
+        let _ = site_of(&item.resource).map(|site| harvest(inventory, *site, &item.resource));
     }
     for item in items.into_iter().rev() {
         let resource = item.resource;
         let done = site_of(&resource).map_or_else(
             || Err(anyhow::anyhow!("nothing here knows {}", resource.provider)),
-            |site| remove(*site, &resource),
+            |site| remove(inventory, *site, &resource),
         );
         let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
         match done {
@@ -137,7 +139,20 @@ fn disconnect(site: &dyn Site, resource: &Resource) -> anyhow::Result<()> {
     fault::after(Step::Disconnect)
 }
 
-fn remove(site: &dyn Site, resource: &Resource) -> anyhow::Result<()> {
+fn harvest(inventory: &Inventory, site: &dyn Site, resource: &Resource) -> anyhow::Result<()> {
+    fault::before(Step::Harvest)?;
+    site.harvest(resource, Duration::ZERO, &mut |seen| inventory.enter(seen))?;
+    fault::after(Step::Harvest)
+}
+
+fn remove(inventory: &Inventory, site: &dyn Site, resource: &Resource) -> anyhow::Result<()> {
+    if resource.knows_rows() {
+        fault::before(Step::Rows)?;
+        let rows = site.remove_rows(resource)?;
+        inventory.rows_removed(&rows);
+        fault::after(Step::Rows)?;
+        rows.ensure_gone()?;
+    }
     fault::before(Step::Remove)?;
     site.remove(resource)?;
     fault::after(Step::Remove)

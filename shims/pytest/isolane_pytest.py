@@ -35,6 +35,8 @@ ADDRESSES = {
     for name in os.environ.get("ISOLANE_URL_VARIABLES", "").split(",")
     if name in os.environ
 }
+# Whether rows are watched, so that there is something to know of a failure.
+WATCHED = os.environ.get("ISOLANE_WATCHED") == "1"
 # Nobody named a database: an address that the suite brings itself is not overruled.
 EMBEDDED = os.environ.get("ISOLANE_EMBEDDED") == "1"
 
@@ -150,7 +152,8 @@ class Plugin:
         self.story = _Story()
         self.outcomes = {}
         self.is_controller = False
-        self.attempt = 0
+        self.fixtures = {}
+        self.next_fixture = 0
 
     # Addresses -------------------------------------------------------------------
 
@@ -247,6 +250,63 @@ class Plugin:
             )
         )
 
+    # Fixtures that live longer than a test: what they write is theirs, not the test's that
+    # happens to be the first or the last to use them.
+
+    @pytest.hookimpl(hookwrapper=True, tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef, request):
+        if fixturedef.scope == "function":
+            yield
+            return
+        node = getattr(request.node, "nodeid", "")
+        name = "%s fixture %s" % (fixturedef.scope, fixturedef.argname) + (" of %s" % node if node else "")
+        self.next_fixture += 1
+        told = (self.next_fixture, _readable(name), fixturedef.scope)
+        self.fixtures[id(fixturedef)] = told
+        self.fixture(told, "begin")
+        outcome = yield
+        self.fixture(told, "ready")
+        if outcome.excinfo is None:
+            # The last finalizer is the first to run.
+            fixturedef.addfinalizer(lambda: self.fixture(told, "leaving"))
+
+    def pytest_fixture_post_finalizer(self, fixturedef):
+        told = self.fixtures.pop(id(fixturedef), None)
+        if told is not None:
+            self.fixture(told, "end")
+
+    def fixture(self, told, phase):
+        key, name, scope = told
+        self.story.tell(
+            "fixture", worker=WORKER, key=key, fixture=name, scope=scope, phase=phase, at=round(time(), 6)
+        )
+        self.story.send()
+
+    # What the run knows of the rows that a failure is about -------------------------
+
+    @pytest.hookimpl(hookwrapper=True, trylast=True)
+    def pytest_runtest_makereport(self, item, call):
+        outcome = yield
+        report = outcome.get_result()
+        if not report.failed or call.excinfo is None or self.is_controller or not WATCHED:
+            return
+        try:
+            self.story.send()
+            known = _post(
+                "/v1/failures",
+                {
+                    "worker": WORKER,
+                    "test": _readable(_test_id(item)),
+                    "error": _readable(_whole_error(call.excinfo.value)),
+                    "at": time(),
+                },
+            )
+            if known and known["story"]:
+                report.sections.append(("isolane", known["story"]))
+        except Exception:
+            # A report without it is as good as any other.
+            pass
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report):
         if self.is_controller or not self.outcomes:
@@ -295,6 +355,19 @@ def _outcome(report):
     if report.when == "call":
         return (1, "xpassed") if expected else (0, "passed")
     return None
+
+
+def _whole_error(error):
+    """The text of an exception and of those behind it: libraries wrap the server's."""
+    texts = []
+    while error is not None and len(texts) < 10:
+        diag = getattr(error, "diag", None)
+        constraint = getattr(diag, "constraint_name", None)
+        if constraint:
+            texts.append('constraint "%s"' % constraint)
+        texts.append(str(error)[:MESSAGE_LENGTH])
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n".join(texts)
 
 
 def _message(report):

@@ -40,6 +40,8 @@ pub struct LaneTarget<'a> {
     pub login: Option<(&'a str, &'a Secret)>,
     /// A search path, given as an option of the connection.
     pub search_path: Option<&'a str>,
+    /// What its sessions call themselves.
+    pub application: Option<&'a str>,
 }
 
 impl std::fmt::Debug for PostgresAddress {
@@ -202,11 +204,15 @@ impl PostgresAddress {
                         let key = part.split('=').next().unwrap_or_default();
                         !(key == "dbname" && target.database.is_some()
                             || key == "options" && options.is_some()
+                            || key == "application_name" && target.application.is_some()
                             || (key == "user" || key == "password") && target.login.is_some())
                     })
                     .cloned()
                     .collect();
                 query.extend(options.map(|options| format!("options={}", encode(&options))));
+                // SQLAlchemy hands parameters to asyncpg as arguments, which has none of this name.
+                let application = target.application.filter(|_| !scheme.ends_with("+asyncpg"));
+                query.extend(application.map(|name| format!("application_name={}", encode(name))));
                 let userinfo = match target.login {
                     Some((user, password)) => Some(format!("{}:{}", encode(user), encode(password.reveal()))),
                     None => userinfo.clone(),
@@ -229,6 +235,9 @@ impl PostgresAddress {
                 }
                 if let Some(options) = options {
                     set("options", options);
+                }
+                if let Some(name) = target.application {
+                    set("application_name", name.to_owned());
                 }
                 let quoted = |value: &str| format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
                 pairs.iter().map(|(key, value)| format!("{key}={}", quoted(value))).collect::<Vec<_>>().join(" ")

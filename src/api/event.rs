@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::Api;
 use crate::clock::Timestamp;
 use crate::keeper;
+use crate::ledger::test::FixturePhase;
 use crate::ledger::worker::WorkerOutcome;
 use crate::name::Lane;
 use crate::os::process::{Ended, PidFd};
@@ -42,6 +43,15 @@ pub enum Event {
         message: Option<String>,
         at: Option<f64>,
     },
+    /// A fixture that lives longer than a test; `key` tells it from others of this worker.
+    Fixture {
+        worker: String,
+        key: u64,
+        fixture: String,
+        scope: String,
+        phase: Phase,
+        at: Option<f64>,
+    },
     /// The worker's work is done.
     Goodbye {
         worker: String,
@@ -59,6 +69,15 @@ pub enum Event {
     Notice {
         text: String,
     },
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    Begin,
+    Ready,
+    Leaving,
+    End,
 }
 
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
@@ -95,6 +114,15 @@ impl Event {
             Self::Begin { worker, test, attempt, at } => roster.test_began(&worker, &test, attempt, time(at)),
             Self::End { worker, test, outcome, message, at } => {
                 roster.test_ended(&worker, &test, outcome.as_deref(), message.as_deref(), time(at));
+            }
+            Self::Fixture { worker, key, fixture, scope, phase, at } => {
+                let phase = match phase {
+                    Phase::Begin => FixturePhase::Begin,
+                    Phase::Ready => FixturePhase::Ready,
+                    Phase::Leaving => FixturePhase::Leaving,
+                    Phase::End => FixturePhase::End,
+                };
+                roster.fixture(&worker, key, &fixture, &scope, phase, time(at));
             }
             Self::Goodbye { worker } => roster.said_goodbye(&worker),
             // Its lane is taken at once, before its controller asks for another; how it ended,

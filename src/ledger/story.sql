@@ -18,6 +18,8 @@ CREATE TABLE test (
     message TEXT,
     PRIMARY KEY (run, number)
 ) WITHOUT ROWID;
+CREATE INDEX test_by_time ON test (run, worker_id, began) WHERE scope IS NULL;
+CREATE INDEX fixture_of_worker ON test (run, worker_id) WHERE scope IS NOT NULL;
 
 -- Kinds of rows, as touches know them: `public.orders`.
 CREATE TABLE kind (
@@ -34,7 +36,8 @@ CREATE TABLE touch (
     stranger TEXT,
     -- In which test or fixture: a number of `test`.
     test INTEGER,
-    -- In whose own database or schema the row is; nothing where all share it.
+    -- In whose own database or schema the row is: a lane's number, nothing where all share it,
+    -- -1 where no lane has any business.
     lane INTEGER,
     kind INTEGER NOT NULL REFERENCES kind,
     -- The primary key as JSON; nothing where all rows went (TRUNCATE).
@@ -42,8 +45,9 @@ CREATE TABLE touch (
     op TEXT NOT NULL CHECK (op IN ('insert', 'update', 'delete', 'truncate')),
     -- Microseconds since 1970 by this machine's clock.
     at INTEGER NOT NULL,
-    -- The transaction on the server, and its session.
-    xid INTEGER NOT NULL,
+    -- The statement: the number of its first touch, behind which the others follow.
+    statement INTEGER NOT NULL,
+    -- The server's process of the session.
     pid INTEGER NOT NULL,
     -- Found by the lane's prefix in the row, and not by the session.
     by_prefix INTEGER NOT NULL DEFAULT 0,
@@ -52,19 +56,20 @@ CREATE TABLE touch (
     -- Why it is stuck, or what else is to be said of it.
     note TEXT
 );
-CREATE INDEX touch_by_key ON touch (kind, key);
+CREATE INDEX touch_by_key ON touch (run, kind, key, worker);
 CREATE INDEX touch_by_test ON touch (run, test);
 
--- Rows that the message of a failed test names.
+-- What the error of a failed test names: a row, or with a deadlock the session that went on.
 CREATE TABLE named (
     run INTEGER NOT NULL,
     test INTEGER NOT NULL,
-    kind INTEGER NOT NULL REFERENCES kind,
-    key TEXT NOT NULL,
-    -- 'duplicate-key', 'foreign-key' or 'deadlock'.
-    pattern TEXT NOT NULL,
-    PRIMARY KEY (run, test, kind, key)
-) WITHOUT ROWID;
+    kind INTEGER REFERENCES kind,
+    key TEXT,
+    pid INTEGER,
+    pattern TEXT NOT NULL CHECK (pattern IN ('duplicate-key', 'foreign-key', 'deadlock')),
+    at INTEGER NOT NULL
+);
+CREATE INDEX named_by_test ON named (run, test);
 
 -- Pairs that met over a row: `a` had it, `b` came. Tests are numbers of `test`.
 CREATE TABLE collision (
@@ -81,6 +86,8 @@ CREATE TABLE collision (
     test_b INTEGER,
     op_b TEXT,
     at_b INTEGER,
+    -- The statement that `b` came with.
+    statement_b INTEGER,
     overlap_us INTEGER NOT NULL,
     failed_test INTEGER
 );

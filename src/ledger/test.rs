@@ -33,3 +33,48 @@ pub fn end(
         .execute(params![at.micros(), outcome, message, run.0, number])
         .map(drop)
 }
+
+/// How far a fixture is that lives longer than a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FixturePhase {
+    /// It is being set up.
+    Begin,
+    /// It is there for tests.
+    Ready,
+    /// It is being taken down.
+    Leaving,
+    /// It is gone.
+    End,
+}
+
+/// Enters a fixture that begins.
+pub fn begin_fixture(
+    db: &Connection,
+    run: RunKey,
+    number: i64,
+    worker_id: &str,
+    fixture: &str,
+    scope: &str,
+    at: Timestamp,
+) -> Result<()> {
+    db.execute(
+        "INSERT INTO test (run, number, worker_id, test_id, scope, began) VALUES (?, ?, ?, ?, ?, ?)",
+        params![run.0, number, worker_id, fixture, scope, at.micros()],
+    )
+    .map(drop)
+}
+
+/// Notes how far a fixture has come.
+pub fn fixture_reached(db: &Connection, run: RunKey, number: i64, phase: FixturePhase, at: Timestamp) -> Result<()> {
+    let column = match phase {
+        FixturePhase::Begin => "began",
+        FixturePhase::Ready => "ready",
+        FixturePhase::Leaving => "leaving",
+        FixturePhase::End => "ended",
+    };
+    db.execute(
+        &format!("UPDATE test SET {column} = ? WHERE run = ? AND number = ?"),
+        params![at.micros(), run.0, number],
+    )
+    .map(drop)
+}

@@ -1,5 +1,7 @@
-//! PostgreSQL: a database for each lane, or a schema and a login role for each lane.
+//! PostgreSQL: a database for each lane, a schema and a login role for each lane, or a login
+//! role for each lane on the user's own schema.
 
+mod capture;
 mod claim;
 mod connection;
 mod database;
@@ -7,19 +9,21 @@ mod dump;
 mod facts;
 mod schema;
 mod server;
+mod shared;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use postgres::Client;
 
-use super::{Access, Provider, Resource, ResourceKind, Site};
+use super::{Access, Provider, Resource, ResourceKind, Rows, Sink, Site};
 use crate::address::{Address, LaneTarget, PostgresAddress};
 use crate::error::Stop;
 use crate::mark::Owner;
 use crate::name::{Identifier, Place, Tag};
-use crate::settings::Isolation;
+use crate::settings::{Isolation, Track};
 use claim::Claim;
 use connection::readable;
 use database::Databases;
@@ -27,6 +31,7 @@ use facts::Facts;
 use schema::Schemas;
 pub use server::Server;
 use server::{COMMON, maintenance_databases};
+use shared::Shared;
 
 /// The lanes of one PostgreSQL database.
 #[derive(Debug)]
@@ -64,6 +69,7 @@ impl std::fmt::Debug for Claimed {
 enum Separation {
     Database(Databases),
     Schema(Schemas),
+    Shared(Shared),
 }
 
 /// How this run names and marks things on the server.
@@ -103,28 +109,35 @@ impl Postgres {
         owner: &Owner,
         suffix: String,
         has_setup: bool,
+        track: &Track,
     ) -> anyhow::Result<Self> {
         let names = Names { tag: owner.run.tag(), suffix, owner: owner.clone() };
         let server = Arc::new(Server::new(address, &names.tag)?);
         let facts = server.own.with(Facts::ask).map_err(readable)?;
         let (separation, reason) = match isolation {
             Isolation::Database => match facts.no_databases(address) {
-                None => (Self::databases(&server, address, &facts, &names), "as asked".to_owned()),
+                None => (Self::databases(&server, address, &facts, &names, track), "as asked".to_owned()),
                 Some(why) => bail!(Stop::not_started(format!(
                     "{why}; `ALTER ROLE {} CREATEDB` allows it, and --isolation schema does without",
                     address.user()
                 ))),
             },
-            Isolation::Schema => (Self::schemas(&server, address, &facts, &names, root)?, "as asked".to_owned()),
+            Isolation::Schema => (Self::schemas(&server, address, &facts, &names, root, track)?, "as asked".to_owned()),
+            Isolation::Shared => {
+                let shared = Shared::new(&server, address, &facts, &names, track)?;
+                (Separation::Shared(shared), "as asked".to_owned())
+            }
             Isolation::Auto | Isolation::None => match facts.no_databases(address) {
-                None => {
-                    (Self::databases(&server, address, &facts, &names), "the login may create databases".to_owned())
-                }
-                Some(why) => (Self::schemas(&server, address, &facts, &names, root)?, why),
+                None => (
+                    Self::databases(&server, address, &facts, &names, track),
+                    "the login may create databases".to_owned(),
+                ),
+                Some(why) => (Self::schemas(&server, address, &facts, &names, root, track)?, why),
             },
         };
         let caveat = match &separation {
             Separation::Schema(schemas) => schemas.caveat(),
+            Separation::Shared(shared) => shared.caveat(),
             Separation::Database(Databases { dump_because: Some(why), .. }) if !has_setup => {
                 Some(format!("copied by pg_dump, because {why}"))
             }
@@ -156,7 +169,13 @@ impl Postgres {
         Ok(())
     }
 
-    fn databases(server: &Arc<Server>, address: &PostgresAddress, facts: &Facts, names: &Names) -> Separation {
+    fn databases(
+        server: &Arc<Server>,
+        address: &PostgresAddress,
+        facts: &Facts,
+        names: &Names,
+        track: &Track,
+    ) -> Separation {
         Separation::Database(Databases {
             server: Arc::clone(server),
             source: address.clone(),
@@ -164,6 +183,8 @@ impl Postgres {
             dump_because: facts.no_copy(address),
             facts: facts.clone(),
             skipped: Mutex::default(),
+            track: track.clone(),
+            unwatched: Mutex::default(),
         })
     }
 
@@ -173,6 +194,7 @@ impl Postgres {
         facts: &Facts,
         names: &Names,
         root: &Path,
+        track: &Track,
     ) -> anyhow::Result<Separation> {
         if !facts.may_create_schemas {
             bail!(Stop::not_started(format!(
@@ -181,7 +203,7 @@ impl Postgres {
                 database = address.database()
             )));
         }
-        Ok(Separation::Schema(Schemas::new(Arc::clone(server), address, facts, names.clone(), root)?))
+        Ok(Separation::Schema(Schemas::new(Arc::clone(server), address, facts, names.clone(), root, track)?))
     }
 }
 
@@ -207,6 +229,18 @@ impl Site for Postgres {
     fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
         self.server.remove(resource)
     }
+
+    fn harvest(&self, resource: &Resource, margin: Duration, sink: &mut Sink<'_>) -> anyhow::Result<()> {
+        self.server.harvest(resource, margin, sink)
+    }
+
+    fn remove_rows(&self, resource: &Resource) -> anyhow::Result<Rows> {
+        self.server.remove_rows(resource)
+    }
+
+    fn let_go(&self, resource: &Resource) -> anyhow::Result<()> {
+        self.server.let_go(resource)
+    }
 }
 
 impl Provider for Postgres {
@@ -225,7 +259,7 @@ impl Provider for Postgres {
         let elsewhere = if own == COMMON { None } else { session_in(COMMON).ok() };
         *self.claimed() = match (elsewhere, &self.separation) {
             (Some(session), _) => held(session),
-            (None, Separation::Schema(_)) => held(session_in(own)?),
+            (None, Separation::Schema(_) | Separation::Shared(_)) => held(session_in(own)?),
             (None, Separation::Database(_)) => {
                 let passing = maintenance_databases(&self.address).find_map(|database| session_in(database).ok());
                 let (client, _) = passing.context("no database of the server can be connected to")?;
@@ -240,25 +274,35 @@ impl Provider for Postgres {
             Separation::Database(_) => "a database for each lane",
             Separation::Schema(schemas) if schemas.has_roles() => "a schema and a role for each lane",
             Separation::Schema(_) => "a schema for each lane",
+            Separation::Shared(shared) if shared.has_roles() => "your own schema for all lanes, a role for each",
+            Separation::Shared(_) => "your own schema for all lanes",
         };
         let skipped = match &self.separation {
             Separation::Database(databases) => databases.skipped(),
-            Separation::Schema(_) => Vec::new(),
+            Separation::Schema(_) | Separation::Shared(_) => Vec::new(),
         };
+        let unwatched = match &self.separation {
+            Separation::Database(databases) => databases.unwatched(),
+            Separation::Schema(schemas) => schemas.unwatched(),
+            Separation::Shared(_) => None,
+        };
+        let unwatched = unwatched.map(|why| format!("; rows are not watched: {why}")).unwrap_or_default();
         let without = if skipped.is_empty() {
             String::new()
         } else {
             format!("; without the setting {}, which the login may not repeat", skipped.join(", "))
         };
         let made = if self.has_setup { ", as --setup made it" } else { "" };
-        format!("PostgreSQL {}, {what}{made} ({}{without})", self.facts.version_text, self.reason)
+        format!("PostgreSQL {}, {what}{made} ({}{without}{unwatched})", self.facts.version_text, self.reason)
     }
 
     fn needs_template(&self) -> bool {
-        self.has_setup
+        let is_shared = matches!(self.separation, Separation::Shared(_));
+        (self.has_setup && !is_shared)
             || match &self.separation {
                 Separation::Database(databases) => databases.dump_because.is_some(),
                 Separation::Schema(schemas) => schemas.has_source(),
+                Separation::Shared(_) => false,
             }
     }
 
@@ -271,7 +315,11 @@ impl Provider for Postgres {
                     &[]
                 }
             }
+            Separation::Schema(schemas) if place == Place::Run && schemas.is_watching() => &[ResourceKind::Schema],
             Separation::Schema(_) if place == Place::Run => &[],
+            Separation::Shared(shared) if place == Place::Run && shared.no_capture.is_none() => &[ResourceKind::Schema],
+            Separation::Shared(shared) if place.lane().is_some() && shared.has_roles() => &[ResourceKind::Role],
+            Separation::Shared(_) => &[],
             Separation::Database(_) => &[ResourceKind::Database],
             // Without setup, the user's own schema is dumped as it stands: nothing is made.
             Separation::Schema(_) if place == Place::Template && !self.has_setup => &[],
@@ -289,9 +337,13 @@ impl Provider for Postgres {
         let made = match &self.separation {
             Separation::Database(databases) => databases.create(resource.place, self.has_setup),
             Separation::Schema(schemas) if resource.kind == ResourceKind::Role => schemas.create_role(resource.place),
+            Separation::Schema(schemas) if resource.place == Place::Run => schemas.create_log(),
             Separation::Schema(schemas) => schemas.create_schema(resource.place, self.has_setup),
+            Separation::Shared(shared) if resource.kind == ResourceKind::Role => shared.create_role(resource.place),
+            Separation::Shared(shared) => shared.watch(&resource.name),
         };
-        let made = made.and_then(|()| if resource.place == Place::Run { self.settle(&resource.name) } else { Ok(()) });
+        let is_claims = resource.place == Place::Run && resource.kind == ResourceKind::Database;
+        let made = made.and_then(|()| if is_claims { self.settle(&resource.name) } else { Ok(()) });
         made.with_context(|| format!("cannot make the {} {}", resource.kind.as_str(), resource.name))
     }
 
@@ -299,8 +351,9 @@ impl Provider for Postgres {
         match &self.separation {
             Separation::Database(_) => Ok(()),
             // Without setup nobody works in the template, and there is none.
-            Separation::Schema(_) if self.plan(place).is_empty() => Ok(()),
+            Separation::Schema(_) if place == Place::Run || self.plan(place).is_empty() => Ok(()),
             Separation::Schema(schemas) => schemas.verify(place),
+            Separation::Shared(shared) => shared.verify(place),
         }
     }
 
@@ -308,13 +361,14 @@ impl Provider for Postgres {
         match &self.separation {
             Separation::Database(databases) => databases.seal(),
             Separation::Schema(schemas) => schemas.dump(self.has_setup),
+            Separation::Shared(_) => Ok(()),
         }
     }
 
     fn is_untouched(&self, lanes: &[Resource]) -> bool {
         match &self.separation {
             Separation::Database(databases) => databases.are_untouched(lanes).unwrap_or(false),
-            Separation::Schema(_) => false,
+            Separation::Schema(_) | Separation::Shared(_) => false,
         }
     }
 
@@ -332,6 +386,12 @@ impl Provider for Postgres {
                 let search_path = (!schemas.has_roles()).then_some(name.as_str());
                 address.with(&LaneTarget { login, search_path, ..LaneTarget::default() })
             }
+            Separation::Shared(shared) => {
+                let password = shared.password(place);
+                let login = shared.has_roles().then_some((name.as_str(), &password));
+                let application = (!shared.has_roles()).then_some(name.as_str());
+                address.with(&LaneTarget { login, application, ..LaneTarget::default() })
+            }
         })
     }
 
@@ -346,6 +406,12 @@ impl Provider for Postgres {
             Separation::Schema(schemas) if schemas.has_roles() => {
                 user.clone_from(&name);
                 password = Some(schemas.password(place).reveal().to_owned());
+            }
+            Separation::Shared(shared) => {
+                if shared.has_roles() {
+                    user.clone_from(&name);
+                    password = Some(shared.password(place).reveal().to_owned());
+                }
             }
             Separation::Schema(_) => {
                 let own = options.map(|own| format!("{own} ")).unwrap_or_default();

@@ -6,15 +6,28 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::env_template::EnvTemplate;
-use super::{Choices, Cleaner, Setup};
+use super::{Choices, Cleaner, Setup, Track};
 
 /// The name of the file.
 pub const NAME: &str = "isolane.toml";
 /// The ledger's usual path, beside the configuration.
 pub const LEDGER: &str = ".isolane/ledger.db";
 
-const KEYS: [&str; 11] =
-    ["database-url", "isolation", "setup", "workers", "keep", "url-var", "ledger", "runner", "quiet", "env", "cleaner"];
+const KEYS: [&str; 13] = [
+    "database-url",
+    "isolation",
+    "setup",
+    "workers",
+    "keep",
+    "url-var",
+    "ledger",
+    "runner",
+    "quiet",
+    "env",
+    "cleaner",
+    "track",
+    "fail-on",
+];
 
 /// The file that counts for `cwd`: there, or in the nearest folder above.
 pub fn find(cwd: &Path) -> Option<PathBuf> {
@@ -56,6 +69,12 @@ pub fn read(path: &Path) -> Result<Choices, String> {
         },
         env: env(&table)?,
         cleaners: cleaners(&table)?,
+        track: match table.get("track") {
+            None => None,
+            Some(Value::Boolean(false)) => Some(Track::nothing()),
+            Some(_) => Some(track(&strings(&table, "track")?)?),
+        },
+        fail_on: strings(&table, "fail-on")?.iter().map(|word| one_of("fail-on", word)).collect::<Result<_, _>>()?,
     })
 }
 
@@ -85,8 +104,15 @@ fn strings(table: &Table, key: &str) -> Result<Vec<String>, String> {
 }
 
 fn choice<T: clap::ValueEnum>(table: &Table, key: &str) -> Result<Option<T>, String> {
-    let Some(text) = string(table, key)? else { return Ok(None) };
-    T::from_str(&text, false).map(Some).map_err(|_| {
+    string(table, key)?.map(|text| one_of(key, &text)).transpose()
+}
+
+fn track(patterns: &[String]) -> Result<Track, String> {
+    if patterns.is_empty() { Ok(Track::nothing()) } else { Track::parse(patterns).map_err(|e| format!("`track`: {e}")) }
+}
+
+fn one_of<T: clap::ValueEnum>(key: &str, text: &str) -> Result<T, String> {
+    T::from_str(text, false).map_err(|_| {
         let values: Vec<_> =
             T::value_variants().iter().filter_map(|v| v.to_possible_value().map(|p| p.get_name().to_owned())).collect();
         format!("`{key}` is \"{text}\" and takes one of {}", values.join(", "))
@@ -153,7 +179,7 @@ mod tests {
     fn mistakes_are_named() {
         for (text, part) in [
             ("isolaton = 'none'", "did you mean `isolation`"),
-            ("isolation = 'nothing'", "takes one of auto, database, schema, none"),
+            ("isolation = 'nothing'", "takes one of auto, database, schema, shared, none"),
             ("workers = 0", "from 1 on"),
             ("x = = 3", "line 1"),
             ("[env]\nA = '{nope}'", "`env.A`: `{nope}` is unknown"),

@@ -289,7 +289,8 @@ fn providers(settings: &Settings, root: &Path, owner: &Owner) -> anyhow::Result<
             Address::Postgres(postgres) => {
                 if known.insert(postgres.id()) {
                     let isolation = settings.isolation;
-                    let provider = Postgres::open(postgres, isolation, root, owner, suffix, has_setup)?;
+                    let provider =
+                        Postgres::open(postgres, isolation, root, owner, suffix, has_setup, &settings.track)?;
                     providers.push(Box::new(provider));
                 }
             }

@@ -6,15 +6,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use postgres::error::SqlState;
 
+use super::capture::{self, Home, Writers, table};
 use super::connection::{self, readable};
 use super::dump::Programs;
 use super::facts::Facts;
 use super::server::Server;
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
+use crate::error::one_line;
 use crate::fault::{self, Step};
 use crate::name::Place;
 use crate::provider::Resource;
+use crate::settings::Track;
+use crate::touch::Ground;
 
 /// Databases as lanes.
 #[derive(Debug)]
@@ -31,6 +35,10 @@ pub struct Databases {
     pub facts: Facts,
     /// Settings that lanes have to do without.
     pub skipped: Mutex<BTreeSet<String>>,
+    /// Which rows are watched.
+    pub track: Track,
+    /// Why rows are not watched, where they should be.
+    pub unwatched: Mutex<Option<String>>,
 }
 
 impl Databases {
@@ -38,6 +46,7 @@ impl Databases {
     pub fn create(&self, place: Place, has_setup: bool) -> anyhow::Result<()> {
         let name = self.names.of(place);
         let has_template = has_setup || self.dump_because.is_some();
+        let comes_watched = matches!(place, Place::Lane(_)) && has_template;
         match place {
             Place::Run => return self.create_empty(&name, place),
             // Setup builds from nothing, as on a new machine.
@@ -54,7 +63,40 @@ impl Databases {
                 if in_use { self.create_by_dump(&name, place)? } else { copied.map_err(readable)? }
             }
         }
-        self.dress(&name)
+        self.dress(&name)?;
+        if matches!(place, Place::Lane(_)) && !comes_watched {
+            self.watch(&name);
+        }
+        Ok(())
+    }
+
+    /// Puts triggers on the tables of a lane or of the template. Where that does not go, the
+    /// lane is as good for its tests.
+    fn watch(&self, name: &str) {
+        if self.track.is_off() {
+            return;
+        }
+        let watched = Home::new(
+            &Place::Run.schema(&self.names.tag),
+            &self.names.tag,
+            self.names.mark(Place::Run),
+            Writers::OneLane,
+        )
+        .and_then(|home| {
+            let mut client = connection::own_session(&self.server.config_of(name, self.server.application()))?;
+            client.batch_execute(&capture::forget_others(&self.names.tag))?;
+            let tables = table::watched(&mut client, &self.track)?;
+            Ok(home.install(&mut client, &tables, Ground::Shared)?)
+        });
+        if let Err(error) = watched {
+            let why = one_line(&readable(error));
+            self.unwatched.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        }
+    }
+
+    /// Why rows are not watched, where they should be.
+    pub fn unwatched(&self) -> Option<String> {
+        self.unwatched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether others are connected to the user's database now. The server would wait five
@@ -169,6 +211,7 @@ impl Databases {
     /// Lets nobody into the template any more: a session in it would stop every copy.
     pub fn seal(&self) -> anyhow::Result<()> {
         let name = self.names.of(Place::Template);
+        self.watch(&name);
         let sql = format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", identifier(&name)?);
         self.server.maintenance.with(|client| client.batch_execute(&sql)).map_err(readable)?;
         self.server.end_sessions_in(&name)

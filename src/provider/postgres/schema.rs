@@ -4,21 +4,25 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, ensure};
 use postgres::error::SqlState;
 use uuid::Uuid;
 
+use super::capture::{self, Home, Writers, table};
 use super::connection::{self, readable};
 use super::dump::{Programs, SchemaDump};
 use super::facts::Facts;
 use super::server::Server;
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
+use crate::error::one_line;
 use crate::fault::{self, Step};
 use crate::name::Place;
 use crate::secret::Secret;
+use crate::settings::Track;
+use crate::touch::Ground;
 
 /// Schemas as lanes.
 #[derive(Debug)]
@@ -33,10 +37,15 @@ pub struct Schemas {
     /// Where the dump is that lanes are filled from.
     dump_file: PathBuf,
     passwords: Mutex<HashMap<Place, Secret>>,
+    track: Track,
+    /// Why rows are not watched, where they should be.
+    unwatched: Mutex<Option<String>>,
 }
 
 #[derive(Debug)]
 struct Source {
+    /// As it is.
+    name: String,
     /// As SQL spells it, in quotes where it needs them.
     schema: String,
     is_empty: bool,
@@ -46,7 +55,7 @@ struct Source {
 }
 
 const SOURCE: &str = "
-SELECT quote_ident(n.nspname) AS schema,
+SELECT quote_ident(n.nspname) AS schema, n.nspname::text AS name,
        NOT EXISTS (SELECT FROM pg_class WHERE relnamespace = n.oid)
        AND NOT EXISTS (SELECT FROM pg_proc WHERE pronamespace = n.oid)
        AND NOT EXISTS (SELECT FROM pg_type WHERE typnamespace = n.oid) AS is_empty,
@@ -69,6 +78,7 @@ impl Schemas {
         facts: &Facts,
         names: Names,
         root: &Path,
+        track: &Track,
     ) -> anyhow::Result<Self> {
         // Asked in a session with the user's own settings, and nothing but that.
         let mut plain = connection::connect(&server.config_of(address.database(), server.application()))?;
@@ -78,6 +88,7 @@ impl Schemas {
         let row = server.own.with(|client| client.query_opt(SOURCE, &[&schema])).map_err(readable)?;
         let row = row.context("the login's search path names no schema that exists")?;
         let source = Source {
+            name: row.get("name"),
             schema: row.get("schema"),
             is_empty: row.get("is_empty"),
             shared: row.get("shared"),
@@ -93,7 +104,53 @@ impl Schemas {
             source,
             dump_file,
             passwords: Mutex::default(),
+            track: track.clone(),
+            unwatched: Mutex::default(),
         })
+    }
+
+    /// Whether rows are watched, as far as is known.
+    pub fn is_watching(&self) -> bool {
+        !self.track.is_off()
+    }
+
+    /// Why rows are not watched, where they should be.
+    pub fn unwatched(&self) -> Option<String> {
+        self.unwatched.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn home(&self) -> anyhow::Result<Home> {
+        let name = self.names.of(Place::Run);
+        Home::new(&name, &self.names.tag, self.names.mark(Place::Run), Writers::Sessions)
+    }
+
+    /// Makes the log of all lanes. Tables of the user's own are watched only where they were
+    /// named: who writes into them has left its lane.
+    pub fn create_log(&self) -> anyhow::Result<()> {
+        let home = self.home()?;
+        let made = self.server.own.with(|client| {
+            let tables = if self.track.is_explicit { table::watched(client, &self.track)? } else { Vec::new() };
+            home.install(client, &tables, Ground::Outside)
+        });
+        made.map_err(readable)
+    }
+
+    /// Puts triggers on the tables of a lane. Where that does not go, the lane is as good for
+    /// its tests.
+    fn watch(&self, place: Place, name: &str) {
+        let Some(lane) = place.lane().filter(|_| self.is_watching()) else { return };
+        let watched = self.home().and_then(|home| {
+            let forget = capture::forget_triggers_of_others(&identifier(name)?);
+            self.server.own.with(|client| {
+                client.batch_execute(&forget)?;
+                let tables = table::of_lane(client, name, &self.source.name, &self.track)?;
+                home.extend(client, &tables, Ground::Lane(lane))
+            })
+        });
+        if let Err(error) = watched {
+            let why = one_line(&readable(error));
+            self.unwatched.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        }
     }
 
     /// Whether each lane has a login role of its own.
@@ -123,7 +180,7 @@ impl Schemas {
 
     /// The password of a lane's role; it is made up here and kept nowhere else.
     pub fn password(&self, place: Place) -> Secret {
-        let mut passwords = self.passwords.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut passwords = self.passwords.lock().unwrap_or_else(PoisonError::into_inner);
         passwords.entry(place).or_insert_with(|| Secret::new(Uuid::new_v4().simple().to_string())).clone()
     }
 
@@ -169,6 +226,7 @@ impl Schemas {
         } else if self.has_source() {
             self.fill(place, &self.source_dump())?;
         }
+        self.watch(place, &name);
         Ok(())
     }
 

@@ -9,13 +9,15 @@ use postgres::Config;
 use postgres::error::SqlState;
 use postgres::types::ToSql;
 
+use super::capture::harvest::{Log, harvest};
+use super::capture::{self, rows};
 use super::claim;
 use super::connection::{self, KeptOpen, Pool, readable};
 use super::identifier;
 use crate::address::PostgresAddress;
 use crate::mark::{self, Mark};
-use crate::name::Tag;
-use crate::provider::{Census, Resource, ResourceKind, Site};
+use crate::name::{Place, Tag};
+use crate::provider::{Census, Resource, ResourceKind, Rows, Sink, Site};
 
 /// The database that is there to be connected to.
 pub const COMMON: &str = "postgres";
@@ -34,6 +36,7 @@ pub struct Server {
     /// Connections for CREATE and DROP DATABASE, to a database that is no source.
     pub maintenance: Pool,
     application: String,
+    tag: Tag,
 }
 
 /// Sessions of this name may still make something, after the process that asked for it is dead.
@@ -69,6 +72,7 @@ impl Server {
             own: Pool::new(vec![own.clone()]),
             config: own,
             application,
+            tag: tag.clone(),
         })
     }
 
@@ -215,10 +219,50 @@ impl Server {
         Ok(())
     }
 
+    /// Hands over what was written down of rows: in a lane's own database, or in the schema
+    /// that the run has for it.
+    pub fn harvest(&self, resource: &Resource, margin: Duration, sink: &mut Sink<'_>) -> anyhow::Result<()> {
+        let home = Place::Run.schema(&self.tag);
+        let log = |schema, lane| Log { schema, tag: &self.tag, lane };
+        match (resource.kind, resource.place) {
+            (ResourceKind::Database, Place::Lane(lane)) => {
+                let config = self.config_of(&resource.name, &self.application);
+                // A lane that is gone, or was never whole, has nothing to tell.
+                let Ok(mut client) = connection::own_session(&config) else { return Ok(()) };
+                harvest(&mut client, log(&identifier(&home)?, Some(lane)), margin, sink)
+            }
+            (ResourceKind::Schema, Place::Run) => {
+                let schema = identifier(&resource.name)?;
+                let mut client = connection::own_session(&self.config)?;
+                harvest(&mut client, log(&schema, None), margin, sink)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the rows that the log knows the run to have made in the user's own tables.
+    pub fn remove_rows(&self, resource: &Resource) -> anyhow::Result<Rows> {
+        if (resource.kind, resource.place) != (ResourceKind::Schema, Place::Run) {
+            return Ok(Rows::default());
+        }
+        let mut client = connection::own_session(&self.config)?;
+        rows::remove(&mut client, &identifier(&resource.name)?, &self.tag)
+    }
+
+    /// Takes the triggers off the user's tables; the log stays.
+    pub fn let_go(&self, resource: &Resource) -> anyhow::Result<()> {
+        if (resource.kind, resource.place) != (ResourceKind::Schema, Place::Run) {
+            return Ok(());
+        }
+        let schema = identifier(&resource.name)?;
+        self.own.with(|client| capture::stop(client, &schema)).map_err(readable)
+    }
+
     /// Drops a schema of the run's with what is in it.
     pub fn drop_schema(&self, name: &str) -> anyhow::Result<()> {
-        let sql = format!("DROP SCHEMA IF EXISTS {} CASCADE", identifier(name)?);
-        self.own.with(|client| client.batch_execute(&sql)).map_err(readable)
+        let schema = identifier(name)?;
+        // It may have triggers on tables that others work with.
+        self.own.with(|client| capture::drop_schema(client, &schema)).map_err(readable)
     }
 
     /// Drops a role of the run's with what it owns in the user's database.

@@ -1,0 +1,185 @@
+//! The user's own schema for all lanes. Each lane has a login role of its own, where the
+//! user's login may make one: a member of the user's role that becomes it at login, so that
+//! ownership and privileges are the user's while `session_user` tells the lane. Else lanes
+//! have the user's own login and are told apart by the name that they give to the server.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, ensure};
+use postgres::error::SqlState;
+use uuid::Uuid;
+
+use super::capture::table::{self, Table};
+use super::capture::{Home, Writers};
+use super::connection::{self, readable};
+use super::facts::Facts;
+use super::server::Server;
+use super::{Names, identifier};
+use crate::address::PostgresAddress;
+use crate::name::Place;
+use crate::secret::Secret;
+use crate::settings::Track;
+use crate::touch::Ground;
+
+/// The schema that lanes share.
+#[derive(Debug)]
+pub struct Shared {
+    server: Arc<Server>,
+    address: PostgresAddress,
+    names: Names,
+    track: Track,
+    /// Why lanes have no roles of their own; nothing where they have.
+    pub no_roles: Option<String>,
+    /// Settings of the user's role, which another login does not get: `name=value`, and
+    /// whether for this database only.
+    settings: Vec<(String, bool)>,
+    /// Why no rows are watched; nothing where they are.
+    pub no_capture: Option<String>,
+    /// Tables that are not watched, for want of a privilege.
+    pub unwatched: Vec<String>,
+    passwords: Mutex<HashMap<Place, Secret>>,
+}
+
+const SETTINGS: &str = "SELECT unnest(s.setconfig) AS setting, s.setdatabase <> 0 AS here
+    FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole
+   WHERE r.rolname = current_user AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+   ORDER BY here";
+
+impl Shared {
+    /// Looks at what can be done.
+    pub fn new(
+        server: &Arc<Server>,
+        address: &PostgresAddress,
+        facts: &Facts,
+        names: &Names,
+        track: &Track,
+    ) -> anyhow::Result<Self> {
+        let may_grant = facts.is_superuser || (facts.may_create_roles && facts.version < 160_000);
+        let user = address.user();
+        let no_roles = (!may_grant).then(|| {
+            let which = if facts.may_create_roles { "make members of itself" } else { "create roles" };
+            format!("the role {user} may not {which}, so sessions are told apart by application_name")
+        });
+        let tables = server.own.with(|client| table::watched(client, track)).map_err(readable)?;
+        let unwatched: Vec<_> =
+            tables.iter().filter(|table| !table.may_watch).map(|table| table.kind.clone()).collect();
+        let no_capture = if track.is_off() {
+            Some("track is off".to_owned())
+        } else if !facts.may_create_schemas {
+            let database = address.database();
+            Some(format!(
+                "the role {user} may not make a schema for triggers in {database}; `GRANT CREATE ON DATABASE {database} TO {user}` allows it"
+            ))
+        } else if !tables.is_empty() && unwatched.len() == tables.len() {
+            Some(format!(
+                "the role {user} may not make triggers; `GRANT TRIGGER ON ALL TABLES IN SCHEMA … TO {user}` allows it"
+            ))
+        } else {
+            None
+        };
+        let settings = if no_roles.is_none() {
+            server.own.with(|client| client.query(SETTINGS, &[])).map_err(readable)?
+        } else {
+            Vec::new()
+        };
+        Ok(Self {
+            server: Arc::clone(server),
+            address: address.clone(),
+            names: names.clone(),
+            track: track.clone(),
+            no_roles,
+            settings: settings.iter().map(|row| (row.get("setting"), row.get("here"))).collect(),
+            no_capture,
+            unwatched,
+            passwords: Mutex::default(),
+        })
+    }
+
+    /// Whether each lane has a role of its own.
+    pub fn has_roles(&self) -> bool {
+        self.no_roles.is_none()
+    }
+
+    /// What the user should know, for the summary.
+    pub fn caveat(&self) -> Option<String> {
+        let unwatched = (self.no_capture.is_none() && !self.unwatched.is_empty()).then(|| {
+            format!("rows of {} are not watched: the login has no TRIGGER privilege on them", self.unwatched.join(", "))
+        });
+        let none = self.no_capture.as_ref().map(|why| format!("rows are not watched, and not removed: {why}"));
+        let all: Vec<_> = self.no_roles.clone().into_iter().chain(none).chain(unwatched).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    /// The password of a lane's role; it is made up here and kept nowhere else.
+    pub fn password(&self, place: Place) -> Secret {
+        let mut passwords = self.passwords.lock().unwrap_or_else(PoisonError::into_inner);
+        passwords.entry(place).or_insert_with(|| Secret::new(Uuid::new_v4().simple().to_string())).clone()
+    }
+
+    /// Makes the log and puts triggers on the user's tables.
+    pub fn watch(&self, schema: &str) -> anyhow::Result<()> {
+        let home = Home::new(schema, &self.names.tag, self.names.mark(Place::Run), Writers::Sessions)?;
+        self.server
+            .own
+            .with(|client| {
+                let tables: Vec<Table> = table::watched(client, &self.track)?;
+                home.install(client, &tables, Ground::Shared)
+            })
+            .map_err(readable)
+    }
+
+    /// Makes a lane's role, marked, which becomes the user's at login.
+    pub fn create_role(&self, place: Place) -> anyhow::Result<()> {
+        let name = self.names.of(place);
+        let (role, user) = (identifier(&name)?, identifier(self.address.user())?);
+        let verifier = postgres_protocol::password::scram_sha_256(self.password(place).reveal().as_bytes());
+        let mut sql = format!(
+            "BEGIN; CREATE ROLE {role} LOGIN PASSWORD '{verifier}' IN ROLE {user}; COMMENT ON ROLE {role} IS '{}';",
+            self.names.mark(place)
+        );
+        let database = identifier(self.address.database())?;
+        for (setting, is_here) in &self.settings {
+            let Some((key, value)) = setting.split_once('=') else { continue };
+            let quoted = |text: &str| text.replace('\'', "''");
+            let of = if *is_here { format!("ROLE {role} IN DATABASE {database}") } else { format!("ROLE {role}") };
+            // Through the session, because a list such as a search path must not be quoted as one.
+            sql.push_str(&format!(
+                "SELECT set_config('{}', '{}', true); ALTER {of} SET {} FROM CURRENT;",
+                quoted(key),
+                quoted(value),
+                identifier(key)?
+            ));
+        }
+        sql.push_str(&format!("ALTER ROLE {role} SET role = {user}; COMMIT;"));
+        let made = self.server.own.with(|client| {
+            client.batch_execute(&sql).inspect_err(|_| {
+                let _ = client.batch_execute("ROLLBACK");
+            })
+        });
+        if made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::DUPLICATE_OBJECT)) {
+            self.server.drop_role(&name)?;
+            return self.server.own.with(|client| client.batch_execute(&sql)).map_err(readable);
+        }
+        made.map_err(readable)
+    }
+
+    /// Logs in as the lane's worker will and looks who that is.
+    pub fn verify(&self, place: Place) -> anyhow::Result<()> {
+        if !self.has_roles() || place.lane().is_none() {
+            return Ok(());
+        }
+        let name = self.names.of(place);
+        let mut config = connection::config(&self.address, self.server.application())?;
+        config.user(&name).password(self.password(place).reveal());
+        let mut client = connection::connect(&config).context("a worker could not log in to its lane")?;
+        let row = client.query_one("SELECT session_user::text, current_user::text", &[])?;
+        let (session, current): (String, String) = (row.get(0), row.get(1));
+        client.close()?;
+        ensure!(
+            session == name && current == self.address.user(),
+            "a worker of {name} would be {session} and work as {current}"
+        );
+        Ok(())
+    }
+}
