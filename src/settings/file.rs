@@ -13,8 +13,20 @@ pub const NAME: &str = "isolane.toml";
 /// The ledger's usual path, beside the configuration.
 pub const LEDGER: &str = ".isolane/ledger.db";
 
-const KEYS: [&str; 11] =
-    ["database-url", "isolation", "setup", "workers", "keep", "url-var", "ledger", "runner", "quiet", "env", "cleaner"];
+const KEYS: [&str; 12] = [
+    "database-url",
+    "isolation",
+    "setup",
+    "workers",
+    "keep",
+    "url-var",
+    "ledger",
+    "runner",
+    "quiet",
+    "report",
+    "env",
+    "cleaner",
+];
 
 /// The file that counts for `cwd`: there, or in the nearest folder above.
 pub fn find(cwd: &Path) -> Option<PathBuf> {
@@ -54,6 +66,7 @@ pub fn read(path: &Path) -> Result<Choices, String> {
             None => None,
             Some(value) => Some(value.as_bool().ok_or("`quiet` takes true or false")?),
         },
+        reports: strings(&table, "report")?.into_iter().map(|report| folder.join(report)).collect(),
         env: env(&table)?,
         cleaners: cleaners(&table)?,
     })
