@@ -110,9 +110,11 @@ function element(name, attributes = {}, ...children) {
 }
 const byId = (id) => document.getElementById(id);
 const mono = (text) => element("span", { class: "mono" }, text);
+// Long ids break where their parts do, and elsewhere only if they must.
+const breakable = (text) => text.split(/(?<=::|[/$,])|(?=\[)/).flatMap((part) => [element("wbr"), part]).slice(1);
 function testName(id) {
   const [path, name] = nameOf(id);
-  return element("span", { class: "mono" }, element("span", { class: "soft" }, path), name);
+  return element("span", { class: "mono" }, element("span", { class: "soft" }, ...breakable(path)), ...(path ? [element("wbr")] : []), ...breakable(name));
 }
 function verdictOf(test) {
   const kind = group(test);

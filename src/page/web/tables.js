@@ -2,7 +2,7 @@
 // Tables of what the timeline shows, and of what it cannot.
 
 const CUT = 500;
-const rowName = (each) => mono(`${each.kind} ${each.key ?? "(all rows)"}`);
+const rowName = (each) => element("span", { class: "mono" }, ...breakable(each.kind), " ", element("wbr"), ...breakable(each.key ?? "(all rows)"));
 const testCell = (test, id) => (test || id ? testName(test?.id ?? id) : element("span", { class: "soft" }, "outside of tests"));
 const sideCell = ({ worker, test, op }) =>
   element("span", {}, `${worker ?? "nobody of this run"} ${op ?? ""} `, test ? testName(test.id) : "");

@@ -131,7 +131,7 @@ function drawLane(pen, worker) {
   for (const fixture of worker.fixtures) {
     if (fixture.ended < view.from || fixture.began > view.to) continue;
     const x = Math.max(toX(fixture.began), size.gutter);
-    pen.globalAlpha = shownTests.has(fixture) ? 0.55 : 0.15;
+    pen.globalAlpha = shownTests.has(fixture) ? 0.35 : 0.12;
     pen.fillRect(x, y + size.bar + 2, Math.max(Math.min(toX(fixture.ended), width) - x, 1), 2);
   }
   pen.restore();
