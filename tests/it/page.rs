@@ -157,7 +157,7 @@ fn a_collision_opens_by_mouse_in_the_table_and_in_the_timeline() {
         "30.0 ms",
         "duplicate key",
         "isolane who public.customers id=0",
-        "2026-03-01 12:00:00.015 UTC",
+        "12:00:00.015 UTC",
     ] {
         assert!(detail.contains(part), "no {part} in\n{detail}");
     }

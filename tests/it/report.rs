@@ -160,6 +160,16 @@ fn the_run_is_the_latest_or_the_one_that_is_named() {
     assert!(["a.html", "b.xml", "deep/er/c.json"].iter().all(|file| lab.path(file).exists()));
 }
 
+#[test]
+fn a_run_that_goes_on_can_be_looked_at() {
+    let lab = Lab::new();
+    lab.sh("", "isolane report -o now.json -o now.html -o now.xml").run().assert_code(0);
+    let report = json(&lab, "now.json");
+    assert_eq!((&report["run"]["state"], &report["run"]["ended_at"]), (&"running".into(), &Value::Null));
+    assert!(lab.read("now.html").contains("\"running\""));
+    assert_eq!(elements(&lab.read("now.xml")).len(), 2);
+}
+
 /// One line on stderr with these words, and this code.
 #[track_caller]
 fn refused(lab: &Lab, args: &str, code: i32, words: &[&str]) {

@@ -33,6 +33,9 @@ const rows = [...workers.values()];
 rows.forEach((worker, row) => {
   worker.row = row;
   worker.tests.sort((a, b) => a.began - b.began);
+  // Until when this test or one before it was running, for those that overlap in one worker.
+  let reach = -Infinity;
+  for (const test of worker.tests) test.reach = reach = Math.max(reach, test.ended);
 });
 
 const side = (worker, test, op, at) => ({ worker: word(worker), test: byNumber.get(test) ?? null, op: word(op), at: at ?? null });
@@ -90,7 +93,7 @@ function duration(us) {
   return minutes < 60 ? `${minutes} min ${seconds % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 const since = (us) => (us == null ? "" : `+${(us / 1e6).toFixed(3)} s`);
-const clock = (us) => (us == null ? "" : new Date((raw.base + us) / 1000).toISOString().replace("T", " ").replace("Z", " UTC"));
+const clock = (us) => (us == null ? "" : new Date((raw.base + us) / 1000).toISOString().slice(11, 23) + " UTC");
 const nameOf = (id) => {
   const plain = id.indexOf("[") > 0 ? id.slice(0, id.indexOf("[")) : id;
   const at = Math.max(plain.lastIndexOf("::") + 2, id.indexOf("$") + 1);

@@ -109,7 +109,7 @@ function pairPicture({ a, b, overlap }) {
     if (text != null) made.textContent = text;
     return made;
   };
-  const from = Math.min(...times), to = Math.max(...times, from + 1), width = 560, gutter = 64;
+  const from = Math.min(...times), to = Math.max(...times, from + 1), width = Math.min(560, innerWidth - 40), gutter = 64;
   const x = (at) => gutter + ((at - from) / (to - from)) * (width - gutter - 4);
   const picture = svg("svg", { class: "pair", viewBox: `0 0 ${width} 96`, role: "img", "aria-label": "Both tests over time" });
   const both = [Math.max(a.test?.began ?? to, b.test?.began ?? to), Math.min(a.test?.ended ?? from, b.test?.ended ?? from)];

@@ -5,7 +5,7 @@ const CUT = 500;
 const rowName = (each) => element("span", { class: "mono" }, ...breakable(each.kind), " ", element("wbr"), ...breakable(each.key ?? "(all rows)"));
 const testCell = (test, id) => (test || id ? testName(test?.id ?? id) : element("span", { class: "soft" }, "outside of tests"));
 const sideCell = ({ worker, test, op }) =>
-  element("span", {}, `${worker ?? "nobody of this run"} ${op ?? ""} `, test ? testName(test.id) : "");
+  element("div", {}, `${worker ?? "nobody of this run"} ${op ?? ""}`, test && element("div", {}, testName(test.id)));
 const overlapText = (each) => (each.overlap > 0 ? `${(each.overlap / 1000).toFixed(1)} ms` : "none");
 
 // A column: its head, what stands in it, what it is sorted by, its class.

@@ -79,12 +79,12 @@ function drawAxis(pen) {
   }
 }
 
-// The first of a worker's tests that ends after `at`: tests of one worker follow one another.
+// Where in a worker's tests to begin, so that none is missed that ends after `at`.
 function firstAfter(list, at) {
   let low = 0, high = list.length;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (list[middle].ended < at) low = middle + 1;
+    if (list[middle].reach < at) low = middle + 1;
     else high = middle;
   }
   return low;
