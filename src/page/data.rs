@@ -16,6 +16,11 @@ const MOST_SPANS: u32 = 100_000;
 /// Rows of every other kind; the page says how many there are.
 const MOST_ROWS: u32 = 5_000;
 
+/// Bytes of messages on a page; those that come later are cut to their beginning.
+const MOST_MESSAGES: usize = 8 << 20;
+/// How much is left of such a message.
+const BEGINNING: usize = 200;
+
 /// How a column is written.
 #[derive(Clone, Copy)]
 enum As {
@@ -27,15 +32,17 @@ enum As {
     Micros,
     /// The same, of a text of the views.
     Text,
+    /// The message of a test.
+    Message,
     /// Not at all.
     Nothing,
 }
 
 const PARTS: [(&str, Question, u32, &[As]); 6] = {
-    use As::{Itself, Micros, Nothing, Text, Word};
+    use As::{Itself, Message, Micros, Nothing, Text, Word};
     [
         ("workers", Question::WORKERS, MOST_ROWS, &[Nothing, Word, Itself, Itself, Text, Text, Word]),
-        ("tests", Question::SPANS, MOST_SPANS, &[Itself, Word, Itself, Itself, Word, Micros, Micros, Word, Itself]),
+        ("tests", Question::SPANS, MOST_SPANS, &[Itself, Word, Itself, Itself, Word, Micros, Micros, Word, Message]),
         (
             "collisions",
             Question::MEETINGS,
@@ -72,6 +79,7 @@ pub(super) fn write(story: &Story<'_>, out: &mut impl Write) -> anyhow::Result<(
     let (counts, now) = (story.one(Question::COUNTS)?, Timestamp::now().micros());
     write!(out, "{{\"run\":{},\"counts\":{counts},\"base\":{base},\"now\":{}", story.run, now - base)?;
     let mut words = Words::default();
+    let mut messages = 0;
     for (name, question, most, columns) in PARTS {
         write!(out, ",\n\"{name}\":[")?;
         let mut between = "\n";
@@ -85,6 +93,12 @@ pub(super) fn write(story: &Story<'_>, out: &mut impl Write) -> anyhow::Result<(
                     As::Word => value.as_str().map(|word| words.place(word).into()),
                     As::Micros => value.as_i64().map(|at| (at - base).into()),
                     As::Text => Some(micros(&value).map(|at| at - base).into()),
+                    As::Message => value.as_str().map(|message| {
+                        let room = if messages < MOST_MESSAGES { usize::MAX } else { BEGINNING };
+                        let cut: String = message.chars().take(room).collect();
+                        messages += cut.len();
+                        cut.into()
+                    }),
                     As::Nothing => None,
                 })
                 .collect();

@@ -37,6 +37,7 @@ pub(super) fn write(story: &Story<'_>, out: &mut impl Write) -> anyhow::Result<(
             "policy" => out.write_all(policy.as_bytes())?,
             "style" => out.write_all(style.as_bytes())?,
             "script" => out.write_all(script.as_bytes())?,
+            "version" => out.write_all(env!("CARGO_PKG_VERSION").as_bytes())?,
             "data" => data::write(story, &mut Inert(&mut *out))?,
             _ => {}
         }
@@ -98,7 +99,7 @@ mod tests {
             names.push(name);
             rest = after;
         }
-        assert_eq!(names, ["policy", "style", "data", "script"]);
+        assert_eq!(names, ["policy", "style", "version", "data", "script"]);
         assert!(!STYLE.concat().contains("</") && !SCRIPT.concat().contains("</script"));
     }
 }

@@ -88,7 +88,7 @@ function ofCollision(each) {
     heading("Row"),
     facts([["table", mono(each.kind)], ["key", each.key == null ? "all rows" : mono(each.key)], ["overlap", together]]),
     pairPicture(each),
-    element("div", { class: "two" }, about(each.a, "First: had it"), about(each.b, "Second: came")),
+    element("div", { class: "two" }, about(each.a, "First, had the row"), about(each.b, "Second, came to it")),
     heading("Failure"),
     each.failed
       ? element("div", {}, element("p", {}, linkTo(each.failed, testName(each.failed.id)), " failed."), each.failed.message ? pre(each.failed.message) : null)

@@ -41,6 +41,7 @@ function verdict({ collisions: n, touches }) {
   return `${count(n, "time")}, two workers met over one row${over}.`;
 }
 
+byId("timeline").hidden = !tests.length && !collisions.length;
 readColours();
 drawHead();
 setUpFilter();

@@ -68,7 +68,7 @@ const TABLES = [
 
 function setUpTables() {
   for (const table of TABLES) {
-    Object.assign(table, { limit: CUT, order: null, isStale: true });
+    Object.assign(table, { limit: CUT, order: null, isStale: false });
     table.tab = element("button", { type: "button", role: "tab", id: `tab-${table.id}`, "aria-controls": `panel-${table.id}`, onclick: () => choose(table) });
     table.panel = element("div", { class: "panel", role: "tabpanel", id: `panel-${table.id}`, "aria-labelledby": `tab-${table.id}`, "data-title": table.title });
     byId("tabs").append(table.tab);

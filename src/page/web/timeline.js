@@ -10,6 +10,7 @@ const span = (() => {
     from = Math.min(from, each.began);
     to = Math.max(to, each.ended);
   }
+  // Workers without tests, of a plain command.
   if (from > to) [from, to] = [0, Math.max(endOfRun, 1000)];
   const room = Math.max((to - from) * 0.01, 50);
   return [from - room, to + room];
@@ -44,7 +45,7 @@ function fitCanvas(canvas) {
 
 function drawTimeline() {
   size.width = plot.clientWidth;
-  size.gutter = size.width < 500 ? 44 : 84;
+  size.gutter = size.width < 500 ? 52 : 84;
   size.rowHeight = rowHeight;
   size.bar = Math.round(rowHeight * 0.5);
   size.height = AXIS + rows.length * rowHeight + PAD;
@@ -98,6 +99,12 @@ function drawLane(pen, worker) {
   pen.beginPath();
   pen.rect(size.gutter, top, width - size.gutter, size.rowHeight);
   pen.clip();
+  // How long the worker lived.
+  if (worker.began != null) {
+    const born = Math.max(toX(worker.began), 0), gone = Math.min(toX(worker.ended ?? endOfRun), width);
+    pen.fillStyle = colours.sunk;
+    pen.fillRect(born, y, Math.max(gone - born, 0), size.bar);
+  }
   // Tests too short to be seen share a pixel; it shows the worst of them, and whether any fits the filter.
   const worst = new Int8Array(Math.ceil(width) + 2).fill(-1);
   const marks = new Map();
