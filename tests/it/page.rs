@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use rusqlite::{Connection, params};
+use serde_json::json;
 
 use crate::lab::{Browser, Lab};
 
@@ -256,6 +257,24 @@ fn it_fits_a_telephone_and_the_dark() {
     let (_, corner) = browser.colours(&picture);
     assert!(corner[0].as_u64() > Some(200), "{corner}");
     assert_eq!(browser.complaints(), Vec::<String>::new());
+}
+
+#[test]
+fn on_paper_is_what_went_wrong_in_the_colours_of_paper() {
+    let lab = crowd(160, 4);
+    let mut browser = Browser::start(&lab);
+    browser.resize(900, 900);
+    browser.prefer("dark");
+    visit(&mut browser, &lab, "crowd.html");
+    browser.eval("choose(TABLES[2]); dispatchEvent(new Event('beforeprint'))");
+    let dark = json!([{"name": "prefers-color-scheme", "value": "dark"}]);
+    browser.call("Emulation.setEmulatedMedia", &json!({"media": "print", "features": dark}));
+    assert_eq!(browser.eval("getComputedStyle(document.querySelector('#filter')).display"), "none");
+    assert_eq!(browser.eval("getComputedStyle(document.querySelector('#panel-collisions')).display"), "block");
+    assert!(text(&mut browser, "#panels").contains("test_buy[0]"));
+    let picture = browser.screenshot();
+    let (colours, corner) = browser.colours(&picture);
+    assert!(colours > 50 && corner[0].as_u64() > Some(200), "{colours} {corner}");
 }
 
 #[test]

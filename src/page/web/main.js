@@ -61,6 +61,6 @@ new ResizeObserver(() => {
   resized = requestAnimationFrame(drawTimeline);
 }).observe(plot);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-// On paper everything is there, in the colours of paper.
+// Paper has its own colours, and what went wrong is on it whichever table was chosen.
 matchMedia("print").addEventListener("change", redraw);
 addEventListener("beforeprint", () => TABLES.forEach(fillTable));
