@@ -58,6 +58,8 @@ pub enum Command {
         #[command(flatten)]
         format: FormatArgs,
     },
+    /// Write a run to a file: a page to look at (.html), all of it (.json), or JUnit (.xml)
+    Report(ReportArgs),
     /// Register a thing that the running test made elsewhere, to be removed with the run
     #[command(
         after_help = "Works inside of `isolane run`. `[cleaner.KIND] run = \"… {key} …\"` in isolane.toml says how one is removed."
@@ -132,12 +134,32 @@ pub struct RunArgs {
     /// Take the command for this runner's
     #[arg(long, value_enum)]
     runner: Option<Runner>,
+    /// Write the run to this file at its end, as .html, .json or .xml (JUnit); may be repeated
+    #[arg(long, value_name = "FILE")]
+    report: Vec<PathBuf>,
     /// Print no summary
     #[arg(short, long)]
     quiet: bool,
     /// The command, with its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// `isolane report`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  isolane report -o run.html                         the latest run
+  isolane report 3f9c2a7b10de -o run.html -o junit.xml")]
+pub struct ReportArgs {
+    /// Its id, the beginning of it, or its tag [default: the latest run]
+    pub run: Option<String>,
+    /// The file; its ending says what it becomes: .html, .json or .xml (JUnit); may be repeated
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Vec<PathBuf>,
+    /// Where the ledger is.
+    #[command(flatten)]
+    pub ledger: LedgerArgs,
 }
 
 /// `isolane sweep`.
@@ -248,6 +270,7 @@ impl RunArgs {
                 (false, false) => Track::parse(&self.track).ok(),
             },
             fail_on: self.fail_on,
+            reports: self.report,
             ..common
         };
         (choices, config, self.command)

@@ -1,9 +1,11 @@
 //! The commands, one short function each. Each returns the code to exit with.
 
 mod doctor;
+mod report;
 mod sweep;
 
 pub use doctor::doctor;
+pub use report::report;
 pub use sweep::sweep;
 
 use std::io::Write;
@@ -12,14 +14,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::CommandFactory;
-use rusqlite::types::ValueRef;
 use serde_json::{Value, json};
 
 use crate::cli::{Cli, LedgerArgs, RunArgs};
-use crate::error::{ExitCode, Stop};
-use crate::ledger;
+use crate::error::{ExitCode, Stop, one_line};
+use crate::ledger::{self, reading};
 use crate::os::process::Ended;
-use crate::report::{self, Format, Rows, say};
+use crate::page::{self, Report};
+use crate::report::{Format, Rows, say, summary};
 use crate::runner::{self, Shims};
 use crate::settings::{Choices, Runner, Settings, file};
 use crate::supervisor;
@@ -35,6 +37,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<i32> {
     let (choices, config, command) = args.choices();
     let copies = choices.workers;
     let settings = settings(choices, config.as_deref())?;
+    let reports = settings.reports.iter().map(Report::new).collect::<anyhow::Result<Vec<_>>>()?;
     let recognised = runner::recognise(&command).overridden(settings.runner);
     if let Some(socket) = settings.variables.get("ISOLANE_SOCKET").filter(|socket| Path::new(socket).exists()) {
         let root = Path::new(socket).ancestors().nth(2).unwrap_or(Path::new("/"));
@@ -48,11 +51,20 @@ pub fn run(args: RunArgs) -> anyhow::Result<i32> {
         ));
     }
     let quiet = settings.quiet;
-    let ledger = shown_path(&settings.ledger, &settings.cwd);
+    let (path, cwd) = (settings.ledger.clone(), settings.cwd.clone());
+    let ledger = shown_path(&path, &cwd);
     let outcome = supervisor::run(settings, &command, &recognised)?;
     if !quiet {
-        for line in report::summary(&outcome, &ledger) {
+        for line in summary(&outcome, &ledger) {
             say(&line);
+        }
+    }
+    for report in &reports {
+        // Whatever becomes of a report, the tests were as good as they were.
+        match page::write(&path, &outcome.run_id, report) {
+            Ok(()) if quiet => {}
+            Ok(()) => say(&format!("report {}", shown_path(report.path(), &cwd))),
+            Err(error) => say(&one_line(&error)),
         }
     }
     let left = !outcome.swept.stuck.is_empty() || !outcome.uncleaned.is_empty();
@@ -95,7 +107,7 @@ pub fn query(sql: &str, ledger: LedgerArgs, format: Format) -> anyhow::Result<i3
     let (choices, config) = ledger.choices();
     let path = settings_of_ledger(choices, config.as_deref())?;
     let usage = |error: rusqlite::Error| Stop::usage(format!("cannot answer that: {error}"));
-    let db = ledger::open_for_queries(&path).map_err(|e| Stop::usage(crate::error::one_line(&e)))?;
+    let db = ledger::open_for_queries(&path).map_err(|e| Stop::usage(one_line(&e)))?;
     let mut statement = db.prepare(sql).map_err(|error| match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::AuthorizationForStatementDenied) => {
             Stop::usage("the ledger is read-only here: a query may only SELECT")
@@ -107,8 +119,10 @@ pub fn query(sql: &str, ledger: LedgerArgs, format: Format) -> anyhow::Result<i3
     let mut found = Rows { columns, rows: Vec::new() };
     let mut rows = statement.query([]).map_err(usage)?;
     while let Some(row) = rows.next().map_err(usage)? {
-        let values =
-            (0..count).map(|column| row.get_ref(column).map(value)).collect::<Result<_, _>>().map_err(usage)?;
+        let values = (0..count)
+            .map(|column| row.get_ref(column).map(reading::value))
+            .collect::<Result<_, _>>()
+            .map_err(usage)?;
         found.rows.push(values);
     }
     found.print(format)?;
@@ -120,16 +134,6 @@ fn settings_of_ledger(choices: Choices, config: Option<&Path>) -> anyhow::Result
     let cwd = std::env::current_dir().context("cannot tell the current directory")?;
     let only_ledger = std::env::vars_os().filter(|(name, _)| name == "ISOLANE_LEDGER");
     Ok(Settings::fold(choices, config, only_ledger, &cwd)?.ledger)
-}
-
-fn value(value: ValueRef<'_>) -> Value {
-    match value {
-        ValueRef::Null => Value::Null,
-        ValueRef::Integer(number) => number.into(),
-        ValueRef::Real(number) => number.into(),
-        ValueRef::Text(text) => String::from_utf8_lossy(text).into(),
-        ValueRef::Blob(bytes) => bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into(),
-    }
 }
 
 /// `isolane record`.

@@ -5,6 +5,7 @@
 //! isolane's own tables stands here and nowhere else.
 
 pub mod collision;
+pub mod reading;
 pub mod record;
 pub mod resource;
 pub mod run;
@@ -122,15 +123,21 @@ fn create(db: &mut Connection) -> anyhow::Result<()> {
     Ok(tx.commit()?)
 }
 
-/// Opens the ledger for queries of the user: whatever would write is refused.
-pub fn open_for_queries(path: &Path) -> anyhow::Result<Connection> {
+/// Opens a ledger that exists, and cannot write into it.
+fn open_read_only(path: &Path) -> anyhow::Result<Connection> {
     ensure!(
         path.exists(),
         "there is no ledger at {}; `isolane run` makes one, and --ledger names another",
         path.display()
     );
-    let mut db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     db.busy_timeout(BUSY)?;
+    Ok(db)
+}
+
+/// Opens the ledger for queries of the user: whatever would write is refused.
+pub fn open_for_queries(path: &Path) -> anyhow::Result<Connection> {
+    let mut db = open_read_only(path)?;
     version(&db)?;
     db.authorizer(Some(|context: AuthContext<'_>| match context.action {
         AuthAction::Select | AuthAction::Read { .. } | AuthAction::Function { .. } | AuthAction::Recursive => {

@@ -15,6 +15,12 @@
 //! who is in which test. At the end, what still lives is stopped, and [`mod@sweep`] undoes
 //! what the inventory owes: it is the one place that removes anything.
 //!
+//! # Afterwards
+//!
+//! What is told of a run comes from the ledger, read as it stands: [`mod@report`] prints rows
+//! and the summary, and [`page`] writes a run to a file, for people (HTML, one page that
+//! needs nothing else), for programs (JSON) and for CI (JUnit).
+//!
 //! # Whatever dies
 //!
 //! Every promise is known to three: the supervisor, the ledger on the disk, and the watchdog,
@@ -63,5 +69,6 @@ pub mod api;
 pub mod watchdog;
 pub mod supervisor;
 pub mod report;
+pub mod page;
 pub mod cli;
 pub mod commands;

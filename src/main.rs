@@ -11,6 +11,7 @@ fn main() {
         Command::Run(args) => commands::run(*args),
         Command::Runs { ledger, format } => commands::runs(ledger, format.format),
         Command::Query { sql, ledger, format } => commands::query(&sql, ledger, format.format),
+        Command::Report(args) => commands::report(args),
         Command::Record { kind, key } => commands::record(&kind, &key),
         Command::Sweep(args) => commands::sweep(*args),
         Command::Doctor { settings, format } => commands::doctor(settings, format.format),

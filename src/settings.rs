@@ -116,6 +116,7 @@ pub struct Choices {
     pub ledger: Option<PathBuf>,
     pub runner: Option<Runner>,
     pub quiet: Option<bool>,
+    pub reports: Vec<PathBuf>,
     pub env: Vec<(String, EnvTemplate)>,
     pub cleaners: BTreeMap<String, Cleaner>,
     pub track: Option<Track>,
@@ -135,6 +136,7 @@ impl Choices {
             ledger: self.ledger.or(lower.ledger),
             runner: self.runner.or(lower.runner),
             quiet: self.quiet.or(lower.quiet),
+            reports: if self.reports.is_empty() { lower.reports } else { self.reports },
             // The later of two of one name wins.
             env: lower.env.into_iter().chain(self.env).collect(),
             cleaners: lower.cleaners.into_iter().chain(self.cleaners).collect(),
@@ -165,6 +167,8 @@ pub struct Settings {
     pub keep: Keep,
     pub runner: Option<Runner>,
     pub quiet: bool,
+    /// Files, absolute.
+    pub reports: Vec<PathBuf>,
     pub env: Vec<(String, EnvTemplate)>,
     pub cleaners: BTreeMap<String, Cleaner>,
     pub track: Track,
@@ -237,6 +241,7 @@ impl Settings {
             keep: all.keep.unwrap_or_default(),
             runner: all.runner,
             quiet: all.quiet.unwrap_or(false),
+            reports: all.reports.iter().map(|report| cwd.join(report)).collect(),
             env: all.env,
             cleaners: all.cleaners,
             track: all.track.unwrap_or_default(),

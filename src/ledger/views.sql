@@ -57,9 +57,9 @@ CREATE VIEW collisions AS
 
 -- Rows that a test or a fixture left behind, by table.
 CREATE VIEW leaks AS
-    SELECT run_id, worker_id, test_id, kind, n
+    SELECT run_id, w.worker_id, test_id, kind, n
     FROM (SELECT run, worker, test, kind AS number, count(*) AS n FROM touch
            WHERE op = 'insert' AND state IS NOT 'gone' AND worker IS NOT NULL AND test IS NOT NULL
            GROUP BY run, worker, test, kind) t
-         JOIN run USING (run) JOIN worker USING (worker) JOIN (SELECT kind AS number, name AS kind FROM kind) USING (number)
+         JOIN run USING (run) JOIN worker w USING (worker) JOIN (SELECT kind AS number, name AS kind FROM kind) USING (number)
          JOIN test e ON e.run = t.run AND e.number = t.test;

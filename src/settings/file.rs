@@ -13,7 +13,7 @@ pub const NAME: &str = "isolane.toml";
 /// The ledger's usual path, beside the configuration.
 pub const LEDGER: &str = ".isolane/ledger.db";
 
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 14] = [
     "database-url",
     "isolation",
     "setup",
@@ -23,6 +23,7 @@ const KEYS: [&str; 13] = [
     "ledger",
     "runner",
     "quiet",
+    "report",
     "env",
     "cleaner",
     "track",
@@ -67,6 +68,7 @@ pub fn read(path: &Path) -> Result<Choices, String> {
             None => None,
             Some(value) => Some(value.as_bool().ok_or("`quiet` takes true or false")?),
         },
+        reports: strings(&table, "report")?.into_iter().map(|report| folder.join(report)).collect(),
         env: env(&table)?,
         cleaners: cleaners(&table)?,
         track: match table.get("track") {

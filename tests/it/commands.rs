@@ -20,7 +20,7 @@ fn query(lab: &Lab, format: &str, sql: &str) -> Outcome {
 fn help_names_every_command_and_every_option() {
     let lab = Lab::new();
     let help = lab.isolane("--help").run().assert_code(0);
-    let commands = ["run", "runs", "query", "record", "doctor", "init", "completions"];
+    let commands = ["run", "runs", "query", "report", "record", "doctor", "init", "completions"];
     for command in commands {
         let starts = |line: &str| line.trim_start().strip_prefix(command).is_some_and(|rest| rest.starts_with(' '));
         assert!(help.out().lines().any(starts), "no {command}\n{}", help.all());
@@ -38,6 +38,7 @@ fn help_names_every_command_and_every_option() {
         "--env",
         "--url-var",
         "--ledger",
+        "--report",
         "--quiet",
         "--config",
     ];
@@ -211,7 +212,7 @@ fn init_writes_a_configuration_that_works_and_never_over_one() {
     let lab = Lab::new();
     lab.isolane("init").run().assert_code(0);
     let text = lab.read("isolane.toml");
-    for key in ["database-url", "isolation", "setup", "keep", "url-var", "[env]"] {
+    for key in ["database-url", "isolation", "setup", "keep", "url-var", "report", "[env]"] {
         assert!(text.contains(key), "no {key} in\n{text}");
     }
     lab.wrap("", "true").run().assert_code(0);

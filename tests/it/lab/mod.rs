@@ -1,6 +1,7 @@
 //! The laboratory: runs the real program in a folder of its own, with nothing of the
 //! outer environment, and looks at what is left afterwards.
 
+mod browser;
 mod cargo;
 mod postgres;
 mod processes;
@@ -21,6 +22,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 
+pub use browser::Browser;
 pub use cargo::many_tests;
 pub use postgres::{Database, Server};
 pub use processes::{alive_in, is_alive};

@@ -65,6 +65,15 @@ pub fn host_triple() -> &'static str {
     })
 }
 
+/// The browser.
+pub fn chromium() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<_> = std::env::split_paths(&path).chain(["/usr/bin".into()]).collect();
+    let programs = ["chromium", "chromium-browser", "google-chrome"];
+    let found = programs.iter().flat_map(|name| folders.iter().map(move |bin| bin.join(name))).find(|p| p.is_file());
+    found.expect("Chromium is missing: run tests/run, which installs it")
+}
+
 /// The variable in which cargo looks for a runner of test programs.
 pub fn runner_variable() -> String {
     format!("CARGO_TARGET_{}_RUNNER", host_triple().to_uppercase().replace('-', "_"))
