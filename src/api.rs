@@ -5,9 +5,11 @@
 //! * `POST /v1/tests` takes events: begins and ends of tests, comings and goings of
 //!   workers; one, an array of them, or a story (see [`story`]).
 //! * `POST /v1/records` enters an outside thing.
+//! * `POST /v1/failures` tells what is known of the rows that a failed test's error is about.
 //! * `GET /v1/runs` tells which run this is.
 
 mod event;
+mod failure;
 mod story;
 
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use crate::roster::{Kind, Roster};
 use crate::run::Run;
 
 use event::Event;
+use failure::FailureRequest;
 pub use story::Stories;
 use story::Story;
 
@@ -76,6 +79,7 @@ pub async fn serve(listener: UnixListener, api: Arc<Api>) -> std::io::Result<()>
         .route("/v1/lanes", post(lanes))
         .route("/v1/tests", post(tests))
         .route("/v1/records", post(records))
+        .route("/v1/failures", post(failures))
         .route("/v1/runs", get(runs))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "unknown-path", "there is nothing at this path") })
         .with_state(api);
@@ -263,6 +267,11 @@ async fn records(State(api): State<Arc<Api>>, body: Bytes) -> Result<Response, P
         Ok(Err(error)) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "ledger", error.to_string())),
         Err(error) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())),
     }
+}
+
+async fn failures(State(api): State<Arc<Api>>, body: Bytes) -> Result<Response, Problem> {
+    let lines = failure::story_of(api, read::<FailureRequest>(&body)?).await;
+    Ok(Json(json!({"story": lines.join("\n")})).into_response())
 }
 
 async fn runs(State(api): State<Arc<Api>>) -> Json<serde_json::Value> {

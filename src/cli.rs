@@ -49,7 +49,7 @@ pub enum Command {
         #[command(flatten)]
         format: FormatArgs,
     },
-    /// Ask the ledger, in SQL (read-only): views runs, workers, tests, resources, records
+    /// Ask the ledger, in SQL (read-only): views runs, workers, tests, resources, records, touches, collisions, leaks
     Query {
         /// The question, such as "select worker_id, count(*) from tests group by 1"
         sql: String,
@@ -60,6 +60,14 @@ pub enum Command {
     },
     /// Write a run to a file: a page to look at (.html), all of it (.json), or JUnit (.xml)
     Report(ReportArgs),
+    /// Say who made a row, in which test, and who touched it since
+    Who(WhoArgs),
+    /// List which tests of two workers met over which rows, worst first
+    Collisions(OfRunArgs),
+    /// List the rows that tests left behind, by table
+    Leaks(OfRunArgs),
+    /// Show a failed test's error beside the story of the rows that it is about
+    Why(WhyArgs),
     /// Register a thing that the running test made elsewhere, to be removed with the run
     #[command(
         after_help = "Works inside of `isolane run`. `[cleaner.KIND] run = \"… {key} …\"` in isolane.toml says how one is removed."
@@ -160,6 +168,56 @@ pub struct ReportArgs {
     /// Where the ledger is.
     #[command(flatten)]
     pub ledger: LedgerArgs,
+}
+
+/// `isolane who`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  isolane who orders 17
+  isolane who public.orders id=17
+  isolane who i3f9c2a7b10dew3x-alice@example.com     whose value that is
+  isolane who gw3                                    a worker")]
+pub struct WhoArgs {
+    /// A table and a key, a value with a worker's prefix, or a worker
+    #[arg(required = true, value_name = "WHAT")]
+    pub what: Vec<String>,
+    /// Where the ledger is.
+    #[command(flatten)]
+    pub ledger: LedgerArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
+/// What tells something of one run.
+#[derive(Debug, Args)]
+pub struct OfRunArgs {
+    /// The run: its id, its tag, or how its id begins [default: the latest]
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<String>,
+    /// Where the ledger is.
+    #[command(flatten)]
+    pub ledger: LedgerArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
+/// `isolane why`.
+#[derive(Debug, Args)]
+pub struct WhyArgs {
+    /// The test, by its id or a part of it [default: all that failed]
+    pub test: Option<String>,
+    /// The run: its id, its tag, or how its id begins [default: the latest]
+    #[arg(long, value_name = "RUN")]
+    pub run: Option<String>,
+    /// Where the ledger is.
+    #[command(flatten)]
+    pub ledger: LedgerArgs,
+    /// How to print.
+    #[command(flatten)]
+    pub format: FormatArgs,
 }
 
 /// `isolane sweep`.

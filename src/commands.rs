@@ -1,9 +1,11 @@
 //! The commands, one short function each. Each returns the code to exit with.
 
+mod ask;
 mod doctor;
 mod report;
 mod sweep;
 
+pub use ask::{collisions, leaks, who, why};
 pub use doctor::doctor;
 pub use report::report;
 pub use sweep::sweep;
@@ -23,7 +25,7 @@ use crate::os::process::Ended;
 use crate::page::{self, Report};
 use crate::report::{Format, Rows, say, summary};
 use crate::runner::{self, Shims};
-use crate::settings::{Choices, Runner, Settings, file};
+use crate::settings::{Choices, FailOn, Runner, Settings, file};
 use crate::supervisor;
 use crate::watchdog;
 
@@ -51,6 +53,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<i32> {
         ));
     }
     let quiet = settings.quiet;
+    let fail_on = settings.fail_on.clone();
     let (path, cwd) = (settings.ledger.clone(), settings.cwd.clone());
     let ledger = shown_path(&path, &cwd);
     let outcome = supervisor::run(settings, &command, &recognised)?;
@@ -68,8 +71,12 @@ pub fn run(args: RunArgs) -> anyhow::Result<i32> {
         }
     }
     let left = !outcome.swept.stuck.is_empty() || !outcome.uncleaned.is_empty();
+    let has_leaks = fail_on.contains(&FailOn::Leak) && outcome.findings.rows.left > 0;
+    let has_collisions = fail_on.contains(&FailOn::Collision) && outcome.findings.collided() > 0;
     Ok(match outcome.ended {
         Ended::Exited(0) if left => ExitCode::NotRemoved as i32,
+        Ended::Exited(0) if has_collisions => ExitCode::Collision as i32,
+        Ended::Exited(0) if has_leaks => ExitCode::Leak as i32,
         ended => ended.shell_code(),
     })
 }

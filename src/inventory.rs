@@ -2,10 +2,11 @@
 //! is on the disk before the deed. The watchdog hears it as well: should the ledger be
 //! lost, or its disk be full, the run goes on, and what it makes is undone all the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use anyhow::bail;
 
@@ -14,7 +15,7 @@ use crate::fault::{self, Step};
 use crate::ledger::resource::{self, Entry, IllegalStep, ResourceEvent, ResourceKey, ResourceState, Words};
 use crate::ledger::{Durability, RunKey, Writer, touch};
 use crate::name::Place;
-use crate::provider::{Provider, Resource, ResourceKind, Rows};
+use crate::provider::{Provider, Resource, ResourceKind, Rows, Site};
 use crate::touch::Seen;
 
 /// One thing, and how it stands.
@@ -70,6 +71,8 @@ pub struct Inventory {
     is_recalled: bool,
     /// What became of the run's rows among the user's own.
     rows: Mutex<Rows>,
+    /// One at a time reads the log of a resource.
+    turns: Mutex<HashMap<String, Arc<Mutex<()>>>>,
 }
 
 impl Inventory {
@@ -83,6 +86,7 @@ impl Inventory {
             lost: OnceLock::new(),
             is_recalled: false,
             rows: Mutex::default(),
+            turns: Mutex::default(),
         }
     }
 
@@ -194,10 +198,26 @@ impl Inventory {
         self.writer.tell(move |db| keys.iter().try_for_each(|key| resource::serves(db, *key, &worker)));
     }
 
-    /// Takes in what a server saw of rows that were written.
-    pub fn enter(&self, seen: Seen) -> anyhow::Result<()> {
+    /// Takes in what `site` saw of rows that were written in `resource`, except for what is
+    /// younger than `margin`.
+    pub fn harvest(&self, site: &dyn Site, resource: &Resource, margin: Duration) -> anyhow::Result<()> {
+        let turn = Arc::clone(
+            self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(resource.name.clone()).or_default(),
+        );
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let (run, again) = (self.run, self.is_recalled);
-        Ok(self.writer.commit(Durability::Process, move |db| touch::enter(db, run, &seen, again))?)
+        site.harvest(resource, margin, &mut |seen: Seen| {
+            Ok(self.writer.commit(Durability::Process, move |db| touch::enter(db, run, &seen, again))?)
+        })
+    }
+
+    /// Everything that is there.
+    pub fn made(&self) -> Vec<Resource> {
+        self.items()
+            .iter()
+            .filter(|item| item.state == ResourceState::Created)
+            .map(|item| item.resource.clone())
+            .collect()
     }
 
     /// Notes what became of the rows that the run had made among the user's own.

@@ -5,6 +5,8 @@
 //! isolane's own tables stands here and nowhere else.
 
 pub mod collision;
+pub mod finding;
+pub mod row;
 pub mod reading;
 pub mod record;
 pub mod resource;

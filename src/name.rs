@@ -46,6 +46,13 @@ impl fmt::Display for RunId {
 pub struct Tag(String);
 
 impl Tag {
+    /// Reads a tag.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_tag =
+            text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        is_tag.then(|| Self(text.to_owned()))
+    }
+
     /// The twelve digits.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -59,7 +66,7 @@ impl fmt::Display for Tag {
 }
 
 /// isolane's numbered place that a worker occupies, counted from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane(pub u32);
 
 impl Lane {

@@ -14,6 +14,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use crate::address::Address;
+use crate::failure::KeyTrouble;
 use crate::mark::Mark;
 use crate::name::{Place, Tag};
 use crate::touch::{Fate, Seen};
@@ -106,6 +107,15 @@ pub trait Site: Debug + Send + Sync {
     }
 }
 
+/// A row that an error is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedRow {
+    /// The table.
+    pub kind: String,
+    /// The primary key, as JSON.
+    pub key: String,
+}
+
 /// What takes in what was seen of rows.
 pub type Sink<'a> = dyn FnMut(Seen) -> anyhow::Result<()> + 'a;
 
@@ -121,6 +131,27 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// What the user should know of what was removed and what was not.
+    pub fn notices(&self) -> Vec<String> {
+        let plural = |n: u64| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
+        let mut notices: Vec<_> = self
+            .changed
+            .iter()
+            .map(|(kind, n)| {
+                format!(
+                    "{} of {kind} that the run had made, others had changed meanwhile; they are removed",
+                    plural(*n)
+                )
+            })
+            .collect();
+        let stays: Vec<_> = self.left.iter().filter(|fate| fate.stays).collect();
+        if let Some(first) = stays.first() {
+            let n = u64::try_from(stays.len()).unwrap_or(0);
+            notices.push(format!("{} left alone, such as {} {}: {}", plural(n), first.kind, first.key, first.why));
+        }
+        notices
+    }
+
     /// An error where some could not be removed: which, and why.
     pub fn ensure_gone(&self) -> anyhow::Result<()> {
         let stuck: Vec<_> = self.left.iter().filter(|fate| !fate.stays).collect();
@@ -160,6 +191,14 @@ pub trait Provider: Site {
     fn verify(&self, place: Place) -> anyhow::Result<()>;
     /// Makes the template ready to be copied; nobody works in it from now on.
     fn seal_template(&self) -> anyhow::Result<()>;
+    /// The rows that the error of a test in `place` is about.
+    fn rows_named(&self, _place: Place, _trouble: &KeyTrouble) -> anyhow::Result<Vec<NamedRow>> {
+        Ok(Vec::new())
+    }
+    /// Whether rows may be watched here.
+    fn watches_rows(&self) -> bool {
+        false
+    }
     /// Whether it is certain that nobody but isolane ever came to any of these lanes.
     fn is_untouched(&self, lanes: &[Resource]) -> bool;
     /// The user's `address` as a worker of `place` gets it; `None` if it is not of here.

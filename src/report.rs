@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 
+use crate::ledger::finding::{Findings, Pair};
 use crate::settings::file;
 use crate::supervisor::Outcome;
 
@@ -19,6 +20,7 @@ pub fn say(line: &str) {
 pub fn summary(outcome: &Outcome, ledger: &str) -> Vec<String> {
     let mut lines = vec![counts(outcome)];
     lines.extend(outcome.providers.iter().cloned());
+    lines.extend(rows(outcome));
     lines.push(removed(outcome));
     if !outcome.tally.crashed.is_empty() {
         lines.push(format!("crashed: {}", outcome.tally.crashed.join(", ")));
@@ -47,6 +49,53 @@ pub fn summary(outcome: &Outcome, ledger: &str) -> Vec<String> {
     lines
 }
 
+/// What tests did to rows: how many they made and left, and who met over which.
+fn rows(outcome: &Outcome) -> Vec<String> {
+    let Findings { rows, collisions, worst } = &outcome.findings;
+    if rows.touches == 0 && collisions.is_empty() {
+        return Vec::new();
+    }
+    let met: Vec<_> = collisions.iter().map(|(pattern, n, _)| format!("{n} {pattern}")).collect();
+    let met = if met.is_empty() {
+        "no collision".to_owned()
+    } else {
+        let failed: i64 = collisions.iter().map(|(_, _, failed)| failed).sum();
+        format!("collisions: {} ({failed} with a failed test)", met.join(", "))
+    };
+    let left = if rows.left == 0 {
+        String::new()
+    } else {
+        format!(
+            ", {} left by {} (`isolane leaks`)",
+            rows.left,
+            plural(usize::try_from(rows.tests).unwrap_or(0), "test")
+        )
+    };
+    let mut lines = vec![format!("{} made{left}; {met}", plural(usize::try_from(rows.made).unwrap_or(0), "row"))];
+    lines.extend(worst.iter().map(pair));
+    if collisions.iter().map(|(_, n, _)| n).sum::<i64>() > 0 {
+        lines.push("who met whom, over which row: `isolane collisions`; of one test: `isolane why TEST`".to_owned());
+    }
+    lines
+}
+
+/// One pair of tests that met.
+fn pair(pair: &Pair) -> String {
+    let side = |(worker, test): &(Option<String>, Option<String>)| {
+        let test = test.as_deref().unwrap_or("outside of any test");
+        worker.as_ref().map_or(test.to_owned(), |worker| format!("{test} ({worker})"))
+    };
+    let rows = match (pair.rows, &pair.key) {
+        (1, Some(key)) => format!("{} {key}", pair.kind),
+        (n, Some(key)) => format!("{n} rows of {}, such as {key}", pair.kind),
+        (_, None) => pair.kind.clone(),
+    };
+    let overlap =
+        if pair.overlap_ms > 0.0 { format!(", {:.0} ms side by side", pair.overlap_ms.ceil()) } else { String::new() };
+    let failed = pair.failed.as_ref().map(|test| format!("; {test} failed")).unwrap_or_default();
+    format!("{}: {rows} of {}, met by {}{overlap}{failed}", pair.pattern, side(&pair.a), side(&pair.b))
+}
+
 fn cut(mut lines: Vec<String>) -> Vec<String> {
     let more = lines.len().saturating_sub(SHOWN);
     lines.truncate(SHOWN);
@@ -73,7 +122,10 @@ fn counts(outcome: &Outcome) -> String {
 
 fn removed(outcome: &Outcome) -> String {
     let counted: BTreeMap<_, _> = outcome.removed.iter().filter(|(_, n)| **n > 0).collect();
-    let things: Vec<_> = counted.into_iter().map(|(kind, n)| plural(*n, kind.as_str())).collect();
+    let mut things: Vec<_> = counted.into_iter().map(|(kind, n)| plural(*n, kind.as_str())).collect();
+    if outcome.rows_removed > 0 {
+        things.push(plural(usize::try_from(outcome.rows_removed).unwrap_or(usize::MAX), "row"));
+    }
     let things = if things.is_empty() { "nothing".to_owned() } else { things.join(", ") };
     let left = match (outcome.kept, outcome.swept.stuck.len() + outcome.uncleaned.len()) {
         (0, 0) => "nothing is left".to_owned(),
@@ -129,10 +181,7 @@ impl Rows {
             Format::Json => self.json()?,
             Format::Csv => self.csv()?,
         };
-        match std::io::stdout().lock().write_all(text.as_bytes()) {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
-            _ => Ok(()),
-        }
+        print(&text)
     }
 
     fn table(self) -> String {
@@ -162,6 +211,14 @@ impl Rows {
             writer.write_record(row.iter().map(plain))?;
         }
         Ok(String::from_utf8(writer.into_inner()?)?)
+    }
+}
+
+/// Writes to stdout. A reader that goes away early (`| head`) is no error.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
     }
 }
 

@@ -97,6 +97,7 @@ pub enum Kind {
 #[derive(Debug, Default)]
 struct Member {
     kind: Kind,
+    lane: Lane,
     open: Vec<OpenTest>,
     /// Fixtures that live, by the number that the shim gave them.
     fixtures: HashMap<u64, i64>,
@@ -135,7 +136,7 @@ impl Roster {
             Some(_) => {}
             None => state.order.push(worker.to_owned()),
         }
-        state.workers.insert(worker.to_owned(), Member { kind, ..Member::default() });
+        state.workers.insert(worker.to_owned(), Member { kind, lane, ..Member::default() });
         let (run, worker) = (self.run, worker.to_owned());
         self.writer.tell(move |db| worker::begin(db, run, &worker, lane, pid, at));
     }
@@ -149,6 +150,11 @@ impl Roster {
     /// A shim of pytest spoke.
     pub fn pytest_reported(&self) {
         self.state().pytest_reported = true;
+    }
+
+    /// Whether any shim of pytest spoke.
+    pub fn has_pytest(&self) -> bool {
+        self.state().pytest_reported
     }
 
     /// A process that was taken for a worker has workers of its own.
@@ -214,9 +220,11 @@ impl Roster {
         self.writer.tell(move |db| test::fixture_reached(db, run, number, phase, at));
     }
 
-    /// The number of a test that this worker is in.
-    pub fn number_of(&self, worker: &str, id: &str) -> Option<i64> {
-        self.state().workers.get(worker)?.open.iter().rev().find(|test| test.id == id).map(|test| test.number)
+    /// The number of a test that this worker is in, and its lane.
+    pub fn number_of(&self, worker: &str, id: &str) -> Option<(i64, Lane)> {
+        let state = self.state();
+        let member = state.workers.get(worker)?;
+        member.open.iter().rev().find(|test| test.id == id).map(|test| (test.number, member.lane))
     }
 
     /// A test ends. `outcome` is `None` where nobody can tell.

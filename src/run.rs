@@ -52,6 +52,11 @@ impl Run {
         self.providers.iter().map(|provider| &**provider as &dyn Site).collect()
     }
 
+    /// Whether rows are watched anywhere.
+    pub fn is_watched(&self) -> bool {
+        !self.settings.track.is_off() && self.providers.iter().any(|provider| provider.watches_rows())
+    }
+
     /// Variables of everything that belongs to the run, in a lane or not.
     pub fn common_environment(&self) -> Environment {
         vec![
@@ -84,6 +89,9 @@ impl Run {
         set("ISOLANE_LANE", lane.clone());
         set("ISOLANE_PREFIX", prefix.clone());
         set("ISOLANE_PORT_BASE", port_base.to_string());
+        if self.is_watched() {
+            set("ISOLANE_WATCHED", "1".to_owned());
+        }
         let mut names = Vec::new();
         let mut schema = None;
         let mut given = HashSet::new();

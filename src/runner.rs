@@ -135,6 +135,29 @@ impl Recognised {
         }
     }
 
+    /// The words of a command that runs only these tests, each in a worker of its own; nothing
+    /// where the runner cannot be told.
+    pub fn rerun(&self, command: &[OsString], tests: &[&str]) -> Option<Vec<String>> {
+        let words =
+            |to: usize| command[..to].iter().map(|word| word.to_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
+        match self.runner {
+            Runner::Pytest => {
+                let mut words = words(self.arguments)?;
+                words.extend(["-n".to_owned(), tests.len().to_string()]);
+                words.extend(tests.iter().map(|&test| test.to_owned()));
+                Some(words)
+            }
+            Runner::Nextest if self.runs_tests => {
+                let mut words = words(self.arguments)?;
+                let one = |test: &&str| cargo::filter_of(test);
+                let filter = tests.iter().map(one).collect::<Option<Vec<_>>>()?.join(" | ");
+                words.extend(["-j".to_owned(), tests.len().to_string(), "-E".to_owned(), filter]);
+                Some(words)
+            }
+            Runner::Nextest | Runner::CargoTest | Runner::Plain => None,
+        }
+    }
+
     /// Variables that bring workers to us, to be set for the command. All runners are
     /// provided for, whichever was recognised: `make test` may start any of them.
     pub fn equipment(
@@ -164,6 +187,23 @@ mod tests {
         let found = recognise(&command);
         let arguments = command[found.arguments..].iter().map(|word| word.to_str().expect("text").to_owned()).collect();
         (found.runner, arguments)
+    }
+
+    #[test]
+    fn two_tests_can_be_run_again() {
+        let again = |line: &str, tests: &[&str]| {
+            let command: Vec<OsString> = shlex::split(line).expect(line).into_iter().map(Into::into).collect();
+            recognise(&command).rerun(&command, tests).map(|words| words.join(" "))
+        };
+        assert_eq!(
+            again("uv run pytest -x -n 8 tests", &["t.py::a", "t.py::b[x y]"]).as_deref(),
+            Some("uv run pytest -n 2 t.py::a t.py::b[x y]")
+        );
+        assert_eq!(
+            again("cargo nextest run --workspace", &["shop::orders$a::b", "shop$c"]).as_deref(),
+            Some("cargo nextest run -j 2 -E (binary_id(=shop::orders) & test(=a::b)) | (binary_id(=shop) & test(=c))")
+        );
+        assert_eq!(again("./suite.sh", &["a", "b"]), None);
     }
 
     #[test]

@@ -23,7 +23,9 @@ use crate::api::{self, Api, Stories};
 use crate::clock::Timestamp;
 use crate::error::{Stop, one_line};
 use crate::fault::{self, Step};
+use crate::harvest::{self, Harvester};
 use crate::keeper::Keeper;
+use crate::ledger::finding::Findings;
 use crate::ledger::record::{self, RecordState};
 use crate::ledger::resource::ResourceEvent;
 use crate::ledger::run::RunState;
@@ -78,6 +80,10 @@ pub struct Outcome {
     pub notices: Vec<String>,
     /// The command that removes what is left.
     pub sweep_command: String,
+    /// What the rows say that tests touched.
+    pub findings: Findings,
+    /// How many rows were removed among the user's own.
+    pub rows_removed: u64,
 }
 
 /// Runs `command` under `settings`.
@@ -96,6 +102,7 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     let roster = Arc::new(Roster::new(run.key, run.writer.clone(), run.vault.clone()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let keeper = Arc::new(Keeper::new(Arc::clone(&run)));
+    let harvester = Harvester::start(&run);
     let served =
         runtime.block_on(serve(&run, &keeper, &roster, signals, &program, command, recognised, &started, &progress));
     progress.step(Event::Ended)?;
@@ -107,6 +114,7 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     // Tasks that still make or clean a lane finish; then nothing is made any more.
     drop(runtime);
     drop(keeper);
+    harvester.stop();
     let served = match served.and_then(|served| stopped.map(|()| served)) {
         Ok(served) => served,
         Err(error) => {
@@ -201,6 +209,7 @@ fn home(
     let (uncleaned, without_cleaner) = clean_records(&run, roster, keep);
     let mut kept = 0;
     if keep {
+        leave(&run);
         // What only says on a server that the run lives is of no use to anybody.
         let is_of_use = |resource: &Resource| resource.place != Place::Run || resource.kind != ResourceKind::Database;
         for item in run.inventory.owed().into_iter().filter(|item| is_of_use(&item.resource)) {
@@ -214,6 +223,7 @@ fn home(
     let mut notices = started.notices.clone();
     notices.extend(tally.notices.iter().cloned());
     notices.extend(untouched);
+    notices.extend(run.inventory.rows().notices());
     notices.extend(missing_reports(&tally, served.ended, command, recognised));
     let state = match served.ended {
         Ended::Exited(0) => RunState::Passed,
@@ -223,6 +233,7 @@ fn home(
         Ended::Signalled(_) | Ended::Unknown => RunState::Crashed,
     };
     let (key, code) = (run.key, served.ended.shell_code());
+    let findings = run.writer.commit(Durability::Process, move |db| Findings::settle(db, key)).unwrap_or_default();
     let closed = fault::before(Step::Close)
         .and_then(|()| {
             let end = move |db: &_| ledger::run::end(db, key, Some(code), state, Timestamp::now());
@@ -245,9 +256,22 @@ fn home(
         run_id: run.id.to_string(),
         notices,
         sweep_command: run.settings.sweep_command.clone(),
+        findings,
+        rows_removed: run.inventory.rows().removed,
     };
     started.finish();
     outcome
+}
+
+/// Leaves what the run made, and takes it off from what is not the run's own.
+fn leave(run: &Run) {
+    harvest::harvest(run, Duration::ZERO, |_| true);
+    for resource in run.inventory.made() {
+        if let Some(provider) = run.providers.iter().find(|provider| provider.id() == resource.provider) {
+            let _ = provider.let_go(&resource);
+        }
+    }
+    run.inventory.rows_kept();
 }
 
 /// What became of the ledger, where it is not as it should be. It is first of all a story:

@@ -141,7 +141,7 @@ fn disconnect(site: &dyn Site, resource: &Resource) -> anyhow::Result<()> {
 
 fn harvest(inventory: &Inventory, site: &dyn Site, resource: &Resource) -> anyhow::Result<()> {
     fault::before(Step::Harvest)?;
-    site.harvest(resource, Duration::ZERO, &mut |seen| inventory.enter(seen))?;
+    inventory.harvest(site, resource, Duration::ZERO)?;
     fault::after(Step::Harvest)
 }
 

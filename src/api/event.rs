@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
-use super::Api;
+use super::{Api, failure};
 use crate::clock::Timestamp;
 use crate::keeper;
 use crate::ledger::test::FixturePhase;
@@ -113,6 +113,7 @@ impl Event {
             }
             Self::Begin { worker, test, attempt, at } => roster.test_began(&worker, &test, attempt, time(at)),
             Self::End { worker, test, outcome, message, at } => {
+                look_up(api, &worker, &test, outcome.as_deref(), message.as_deref(), time(at));
                 roster.test_ended(&worker, &test, outcome.as_deref(), message.as_deref(), time(at));
             }
             Self::Fixture { worker, key, fixture, scope, phase, at } => {
@@ -133,6 +134,20 @@ impl Event {
             Self::Notice { text } => roster.notice(&text),
         }
     }
+}
+
+/// Looks up which rows the message of a failed test names. pytest's shim has asked for that at
+/// the moment of the failure already.
+fn look_up(api: &Arc<Api>, worker: &str, test: &str, outcome: Option<&str>, message: Option<&str>, at: Timestamp) {
+    let has_failed = matches!(outcome, Some("failed" | "error"));
+    let Some(message) =
+        message.filter(|_| has_failed && api.run.is_watched() && !api.roster.has_pytest()).map(str::to_owned)
+    else {
+        return;
+    };
+    let Some((number, lane)) = api.roster.number_of(worker, test) else { return };
+    let api = Arc::clone(api);
+    tokio::task::spawn_blocking(move || failure::name(&api, number, lane, &message, at));
 }
 
 /// Waits for the end of a worker that is a process.

@@ -25,7 +25,7 @@ impl Question {
     /// Its collisions, worst first: a test failed, tests overlapped, then the rest.
     pub const COLLISIONS: Self = Self(
         "SELECT * FROM collisions WHERE run_id = ?1
-          ORDER BY failed_test IS NULL, overlap_ms <= 0, coalesce(at_b, at_a) LIMIT ?2",
+          ORDER BY failed_test IS NULL, overlap_ms DESC, coalesce(at_b, at_a) LIMIT ?2",
     );
     /// What tests left behind, most first.
     pub const LEAKS: Self = Self("SELECT * FROM leaks WHERE run_id = ?1 ORDER BY n DESC, kind, test_id LIMIT ?2");
@@ -57,7 +57,7 @@ impl Question {
            FROM collision c JOIN run USING (run) JOIN kind k USING (kind)
                 LEFT JOIN worker a ON a.worker = worker_a LEFT JOIN worker b ON b.worker = worker_b
           WHERE run_id = ?1
-          ORDER BY failed_test IS NULL, overlap_us <= 0, coalesce(at_b, at_a) LIMIT ?2",
+          ORDER BY failed_test IS NULL, overlap_us DESC, coalesce(at_b, at_a) LIMIT ?2",
     );
     /// What was made and is not removed.
     pub const LEFT: Self = Self("SELECT * FROM resources WHERE run_id = ?1 AND state <> 'removed' LIMIT ?2");
@@ -105,6 +105,30 @@ impl Reading {
         // From here on it is seen as it stands now, whatever a run writes.
         db.execute_batch("BEGIN")?;
         Ok(Self(db))
+    }
+
+    /// Opens a ledger as [`Reading::open`] does, with the collisions of a run that goes on as
+    /// they would be if it ended now. Nothing of that is written.
+    pub fn open_settled(path: &Path) -> anyhow::Result<Self> {
+        let reading = Self::open(path)?;
+        let sql = "SELECT run FROM run WHERE state = 'running'";
+        let running: Vec<i64> = reading.0.prepare(sql)?.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        if running.is_empty() {
+            return Ok(reading);
+        }
+        drop(reading);
+        let db = open(path)?;
+        // It is rolled back when this is closed.
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        for run in running {
+            super::collision::settle(&db, super::RunKey(run))?;
+        }
+        Ok(Self(db))
+    }
+
+    /// The ledger itself.
+    pub fn db(&self) -> &Connection {
+        &self.0
     }
 
     /// The run with this id, this tag, or an id that begins so; or else the latest.

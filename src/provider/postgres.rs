@@ -18,12 +18,14 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use postgres::Client;
 
-use super::{Access, Provider, Resource, ResourceKind, Rows, Sink, Site};
+use super::{Access, NamedRow, Provider, Resource, ResourceKind, Rows, Sink, Site};
 use crate::address::{Address, LaneTarget, PostgresAddress};
 use crate::error::Stop;
+use crate::failure::KeyTrouble;
 use crate::mark::Owner;
 use crate::name::{Identifier, Place, Tag};
 use crate::settings::{Isolation, Track};
+use capture::lookup;
 use claim::Claim;
 use connection::readable;
 use database::Databases;
@@ -362,6 +364,29 @@ impl Provider for Postgres {
             Separation::Database(databases) => databases.seal(),
             Separation::Schema(schemas) => schemas.dump(self.has_setup),
             Separation::Shared(_) => Ok(()),
+        }
+    }
+
+    fn rows_named(&self, place: Place, trouble: &KeyTrouble) -> anyhow::Result<Vec<NamedRow>> {
+        let home = self.names.of(Place::Run);
+        let application = self.server.application();
+        let (database, home, lane) = match &self.separation {
+            Separation::Database(_) => (self.names.of(place), Place::Run.schema(&self.names.tag), None),
+            Separation::Schema(_) => {
+                let lane = place.lane().and_then(|lane| i32::try_from(lane.0).ok());
+                (self.address.database().to_owned(), home, lane)
+            }
+            Separation::Shared(_) => (self.address.database().to_owned(), home, None),
+        };
+        let mut client = connection::own_session(&self.server.config_of(&database, application))?;
+        let found = lookup::find(&mut client, &identifier(&home)?, lane, trouble);
+        found.map_err(|error| readable(anyhow::Error::new(error)))
+    }
+
+    fn watches_rows(&self) -> bool {
+        match &self.separation {
+            Separation::Shared(shared) => shared.no_capture.is_none(),
+            Separation::Database(_) | Separation::Schema(_) => true,
         }
     }
 

@@ -125,6 +125,13 @@ fn words_of(runner: &Value) -> Option<Vec<String>> {
     }
 }
 
+/// nextest's filter for a test as the exec shim calls it: `binary$test`.
+pub fn filter_of(test: &str) -> Option<String> {
+    let (binary, name) = test.split_once('$')?;
+    let binary = binary.split_once("@stress-").map_or(binary, |(binary, _)| binary);
+    Some(format!("(binary_id(={binary}) & test(={name}))"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

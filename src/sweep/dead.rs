@@ -4,16 +4,17 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rusqlite::Connection;
 
 use super::{Scope, SweepReport, patiently, sweep};
 use crate::address::Address;
 use crate::clock::Timestamp;
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, Item};
 use crate::ledger::resource::{self, Entry, ResourceEvent};
 use crate::ledger::run::{self, NewRun, OpenRun, RunState};
-use crate::ledger::{self, Durability, RunKey, Writer};
+use crate::ledger::{self, Durability, RunKey, Writer, collision};
 use crate::name::{RunId, Tag};
 use crate::os::lock::RunLock;
 use crate::os::marked;
@@ -118,6 +119,14 @@ pub fn sweep_run(ledger: &Path, id: RunId, addresses: &[Address], memory: Memory
     inventory.adopt(memory.promised);
     let mut swept = Swept { run: id, removed: 0, elsewhere: Vec::new(), report: SweepReport::default() };
     if memory.keep {
+        let sites = sites(&inventory, &id.tag(), addresses);
+        for Item { resource, .. } in inventory.owed() {
+            if let Some(site) = sites.iter().find(|site| site.id() == resource.provider) {
+                let _ = inventory.harvest(&**site, &resource, Duration::ZERO);
+                let _ = site.let_go(&resource);
+            }
+        }
+        inventory.rows_kept();
         for item in inventory.owed() {
             // What is stuck stays so.
             let _ = inventory.happened(&item.resource, ResourceEvent::Keep, None);
@@ -127,12 +136,14 @@ pub fn sweep_run(ledger: &Path, id: RunId, addresses: &[Address], memory: Memory
     }
     let clean = !memory.keep && swept.elsewhere.is_empty() && swept.report.stuck.is_empty();
     let state = if clean { RunState::Swept } else { RunState::Crashed };
+    let settled = writer.commit(Durability::Process, move |db| collision::settle(db, key));
     let ended = writer.commit(Durability::Process, move |db| {
         if has_ended { Ok(()) } else { run::end(db, key, None, state, Timestamp::now()) }
     });
     writer.close();
     let _ = thread.join();
     ended?;
+    settled?;
     Ok(Some(swept))
 }
 

@@ -9,6 +9,7 @@
 //! Rows that changed or went are kept in `image` as they were before, to be put back.
 
 pub mod harvest;
+pub mod lookup;
 pub mod rows;
 pub mod table;
 
@@ -174,12 +175,12 @@ impl Home {
 
     /// Makes the log and watches these tables, all or nothing.
     pub fn install(&self, client: &mut Client, tables: &[Table], ground: Ground) -> Result<(), postgres::Error> {
-        self.patiently(client, &(self.found() + &self.watch_all(tables, ground)))
+        begin(client, &(self.found() + &self.watch_all(tables, ground)))
     }
 
     /// Watches these tables as well.
     pub fn extend(&self, client: &mut Client, tables: &[Table], ground: Ground) -> Result<(), postgres::Error> {
-        self.patiently(client, &self.watch_all(tables, ground))
+        begin(client, &self.watch_all(tables, ground))
     }
 
     fn watch_all(&self, tables: &[Table], ground: Ground) -> String {
@@ -188,12 +189,12 @@ impl Home {
         let tables = tables.iter().filter(|table| table.may_watch);
         (base..).zip(tables).map(|(rel, table)| self.watch(table, rel, ground)).collect()
     }
+}
 
-    fn patiently(&self, client: &mut Client, sql: &str) -> Result<(), postgres::Error> {
-        // Bodies are looked at when they run, and these are known to be good.
-        let sql = format!("BEGIN; {LOCK_TIMEOUT}; SET LOCAL check_function_bodies = off; {sql} COMMIT;");
-        patiently(client, &sql)
-    }
+/// Watches tables in one transaction.
+fn begin(client: &mut Client, sql: &str) -> Result<(), postgres::Error> {
+    // Bodies are looked at when they run, and these are known to be good.
+    patiently(client, &format!("BEGIN; {LOCK_TIMEOUT}; SET LOCAL check_function_bodies = off; {sql} COMMIT;"))
 }
 
 /// Does this in a transaction that needs locks on the user's tables, again and again until it

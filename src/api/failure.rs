@@ -1,0 +1,65 @@
+//! What is known of the rows that a failure is about: asked for by a shim at the moment of the
+//! failure, and looked up from the message of a test where no shim asks.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::Api;
+use crate::clock::Timestamp;
+use crate::collision::Pattern;
+use crate::failure;
+use crate::harvest;
+use crate::ledger::Durability;
+use crate::ledger::collision::{self, Named};
+use crate::name::{Lane, Place};
+use crate::story::{self, Failed};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailureRequest {
+    worker: String,
+    test: String,
+    /// All that the exception says.
+    error: String,
+    /// In seconds since 1970.
+    at: Option<f64>,
+}
+
+/// Looks the rows up that `request` is about, and tells their story.
+pub async fn story_of(api: Arc<Api>, request: FailureRequest) -> Vec<String> {
+    let Some((number, lane)) = api.roster.number_of(&request.worker, &request.test) else { return Vec::new() };
+    if !api.run.is_watched() {
+        return Vec::new();
+    }
+    // What others wrote at the same moment is there then, and the beginnings of their tests.
+    tokio::time::sleep(harvest::MARGIN).await;
+    let at = request.at.map_or_else(Timestamp::now, Timestamp::from_seconds);
+    let told = tokio::task::spawn_blocking(move || {
+        harvest::around(&api.run, Place::Lane(lane), harvest::MARGIN);
+        name(&api, number, lane, &request.error, at);
+        let run = api.run.key;
+        let told = api.run.writer.commit(Durability::Process, move |db| {
+            let failed = Failed { run, number, id: &request.test, worker: &request.worker, at: at.micros() };
+            story::tell(db, &failed)
+        });
+        told.unwrap_or_default()
+    });
+    told.await.unwrap_or_default()
+}
+
+/// Notes which rows the text of an error names.
+pub fn name(api: &Api, test: i64, lane: Lane, error: &str, at: Timestamp) {
+    let troubles = failure::read(error);
+    let mut named: Vec<Named> = Vec::new();
+    for trouble in &troubles.keys {
+        for provider in &api.run.providers {
+            let rows = provider.rows_named(Place::Lane(lane), trouble).unwrap_or_default();
+            let pattern = trouble.pattern();
+            named.extend(rows.into_iter().map(|row| Named { pattern, row: Some((row.kind, row.key)), pid: None }));
+        }
+    }
+    named.extend(troubles.survivors.iter().map(|pid| Named { pattern: Pattern::Deadlock, row: None, pid: Some(*pid) }));
+    let run = api.run.key;
+    api.run.writer.tell(move |db| named.iter().try_for_each(|one| collision::name(db, run, test, one, at.micros())));
+}
