@@ -369,7 +369,6 @@ impl Provider for Postgres {
 
     fn rows_named(&self, place: Place, trouble: &KeyTrouble) -> anyhow::Result<Vec<NamedRow>> {
         let home = self.names.of(Place::Run);
-        let application = self.server.application();
         let (database, home, lane) = match &self.separation {
             Separation::Database(_) => (self.names.of(place), Place::Run.schema(&self.names.tag), None),
             Separation::Schema(_) => {
@@ -378,7 +377,7 @@ impl Provider for Postgres {
             }
             Separation::Shared(_) => (self.address.database().to_owned(), home, None),
         };
-        let mut client = connection::own_session(&self.server.config_of(&database, application))?;
+        let mut client = self.server.visit(&database)?;
         let found = lookup::find(&mut client, &identifier(&home)?, lane, trouble);
         found.map_err(|error| readable(anyhow::Error::new(error)))
     }

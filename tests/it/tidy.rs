@@ -70,7 +70,10 @@ fn drivers_stay_in_their_rooms() {
     let rooms = [
         ("use postgres::", &["provider"][..]),
         ("postgres_protocol", &["provider/postgres"]),
-        ("rusqlite", &["ledger", "provider/sqlite", "inventory", "roster", "sweep/dead", "commands", "supervisor"]),
+        (
+            "rusqlite",
+            &["ledger", "provider/sqlite", "inventory", "roster", "story", "sweep/dead", "commands", "supervisor"],
+        ),
         ("axum", &["api"]),
         ("comfy_table", &["report"]),
         ("clap", &["cli", "main", "commands", "settings", "report"]),

@@ -83,7 +83,7 @@ impl Databases {
             Writers::OneLane,
         )
         .and_then(|home| {
-            let mut client = connection::own_session(&self.server.config_of(name, self.server.application()))?;
+            let mut client = self.server.visit(name)?;
             client.batch_execute(&capture::forget_others(&self.names.tag))?;
             let tables = table::watched(&mut client, &self.track)?;
             Ok(home.install(&mut client, &tables, Ground::Shared)?)
@@ -196,7 +196,7 @@ impl Databases {
         self.skipped.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    /// Whether no session ever was in any of these, not even one that filled it.
+    /// Whether no session but isolane's own ever was in any of these, not even one that filled it.
     pub fn are_untouched(&self, lanes: &[Resource]) -> anyhow::Result<bool> {
         // Sessions are counted since PostgreSQL 14, and at once since 15.
         if self.facts.version < 150_000 || lanes.is_empty() {
@@ -205,7 +205,7 @@ impl Databases {
         let names: Vec<&str> = lanes.iter().map(|lane| lane.name.as_str()).collect();
         let sql = "SELECT coalesce(sum(sessions), 0)::bigint FROM pg_stat_database WHERE datname = ANY($1)";
         let sessions = self.server.maintenance.with(|client| client.query_one(sql, &[&names])).map_err(readable)?;
-        Ok(sessions.get::<_, i64>(0) == 0)
+        Ok(sessions.get::<_, i64>(0) <= self.server.visits())
     }
 
     /// Lets nobody into the template any more: a session in it would stop every copy.

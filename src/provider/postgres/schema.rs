@@ -140,7 +140,7 @@ impl Schemas {
     fn watch(&self, place: Place, name: &str) {
         let Some(lane) = place.lane().filter(|_| self.is_watching()) else { return };
         let watched = self.home().and_then(|home| {
-            let forget = capture::forget_triggers_of_others(&identifier(name)?);
+            let forget = capture::forget_triggers_of_others(&identifier(name)?, &self.names.tag);
             self.server.own.with(|client| {
                 client.batch_execute(&forget)?;
                 let tables = table::of_lane(client, name, &self.source.name, &self.track)?;

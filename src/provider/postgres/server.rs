@@ -2,12 +2,13 @@
 //! drop things. It knows an address and names, so it serves a run that is dead as well.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use postgres::Config;
 use postgres::error::SqlState;
 use postgres::types::ToSql;
+use postgres::{Client, Config};
 
 use super::capture::harvest::{Log, harvest};
 use super::capture::{self, rows};
@@ -37,6 +38,8 @@ pub struct Server {
     pub maintenance: Pool,
     application: String,
     tag: Tag,
+    /// How often isolane itself was in lanes' own databases.
+    visits: AtomicI64,
 }
 
 /// Sessions of this name may still make something, after the process that asked for it is dead.
@@ -73,6 +76,7 @@ impl Server {
             config: own,
             application,
             tag: tag.clone(),
+            visits: AtomicI64::new(0),
         })
     }
 
@@ -219,6 +223,17 @@ impl Server {
         Ok(())
     }
 
+    /// A session of isolane's own in one of its databases.
+    pub fn visit(&self, database: &str) -> Result<Client, postgres::Error> {
+        self.visits.fetch_add(1, Ordering::Relaxed);
+        connection::own_session(&self.config_of(database, &self.application))
+    }
+
+    /// How many such sessions there were.
+    pub fn visits(&self) -> i64 {
+        self.visits.load(Ordering::Relaxed)
+    }
+
     /// Hands over what was written down of rows: in a lane's own database, or in the schema
     /// that the run has for it.
     pub fn harvest(&self, resource: &Resource, margin: Duration, sink: &mut Sink<'_>) -> anyhow::Result<()> {
@@ -226,9 +241,8 @@ impl Server {
         let log = |schema, lane| Log { schema, tag: &self.tag, lane };
         match (resource.kind, resource.place) {
             (ResourceKind::Database, Place::Lane(lane)) => {
-                let config = self.config_of(&resource.name, &self.application);
                 // A lane that is gone, or was never whole, has nothing to tell.
-                let Ok(mut client) = connection::own_session(&config) else { return Ok(()) };
+                let Ok(mut client) = self.visit(&resource.name) else { return Ok(()) };
                 harvest(&mut client, log(&identifier(&home)?, Some(lane)), margin, sink)
             }
             (ResourceKind::Schema, Place::Run) => {
