@@ -17,7 +17,7 @@ pub enum Pattern {
     DuplicateKey,
     /// A test failed over a foreign key whose other end the other had written.
     ForeignKey,
-    /// One statement went over rows of several workers.
+    /// One statement went over rows of several other workers, or a table was emptied.
     Broad,
     /// A write where the lane has no business.
     Escape,

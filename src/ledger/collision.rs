@@ -8,9 +8,6 @@ use super::RunKey;
 use crate::collision::{Collision, Pattern, Span, Spans, Touch, of_row};
 use crate::touch::Op;
 
-/// How many touches of one statement are looked at to tell whether some were its own worker's.
-const LOOK: i64 = 20_000;
-
 /// Finds all collisions of a run, in place of those that were found before.
 pub fn settle(db: &Connection, run: RunKey) -> Result<()> {
     db.execute("DELETE FROM collision WHERE run = ?", [run.0])?;
@@ -100,40 +97,15 @@ fn met_over_rows(db: &Connection, run: RunKey, spans: &Spans) -> Result<()> {
     Ok(())
 }
 
-/// One statement that went over rows of several workers, its own among them or not, aimed at
-/// nobody: it is told once for each test that it hit.
+/// Statements that went over rows of several other workers: they were aimed at nobody.
 fn swept_over(db: &Connection, run: RunKey) -> Result<()> {
-    let mut statements = db.prepare(
-        "SELECT statement_b, count(DISTINCT worker_a) > 1, kind FROM collision
-          WHERE run = ? AND pattern IN ('clobber', 'pollution') GROUP BY statement_b",
-    )?;
-    let all: Vec<(i64, bool, i64)> =
-        statements.query_map([run.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect::<Result<_>>()?;
-    for (statement, several, kind) in all {
-        if !several && !went_over_own(db, run, kind, statement)? {
-            continue;
-        }
-        db.execute(
-            "DELETE FROM collision WHERE run = ?1 AND statement_b = ?2 AND pattern IN ('clobber', 'pollution') AND collision NOT IN (
-                 SELECT min(collision) FROM collision WHERE run = ?1 AND statement_b = ?2 GROUP BY worker_a, test_a)",
-            params![run.0, statement],
-        )?;
-        db.execute(
-            "UPDATE collision SET pattern = 'broad' WHERE run = ?1 AND statement_b = ?2 AND pattern IN ('clobber', 'pollution')",
-            params![run.0, statement],
-        )?;
-    }
-    Ok(())
-}
-
-/// Whether a statement wrote rows that its own worker had made.
-fn went_over_own(db: &Connection, run: RunKey, kind: i64, statement: i64) -> Result<bool> {
-    db.prepare_cached(
-        "SELECT EXISTS (SELECT 1 FROM touch t JOIN touch made ON made.run = t.run AND made.kind = t.kind AND made.key = t.key AND made.worker = t.worker
-                         WHERE t.touch >= ?3 AND t.touch < ?3 + ?4 AND t.statement = ?3 AND t.run = ?1 AND t.kind = ?2
-                           AND made.op = 'insert' AND made.at < t.at)",
-    )?
-    .query_row(params![run.0, kind, statement, LOOK], |row| row.get(0))
+    db.execute(
+        "UPDATE collision SET pattern = 'broad' WHERE run = ?1 AND pattern IN ('clobber', 'pollution') AND statement_b IN (
+             SELECT statement_b FROM collision WHERE run = ?1 AND pattern IN ('clobber', 'pollution')
+              GROUP BY statement_b HAVING count(DISTINCT worker_a) > 1)",
+        [run.0],
+    )
+    .map(drop)
 }
 
 /// Tables that were emptied while rows of other workers were in them.
