@@ -21,6 +21,16 @@
 //! and the summary, and [`page`] writes a run to a file, for people (HTML, one page that
 //! needs nothing else), for programs (JSON) and for CI (JUnit).
 //!
+//! # Rows
+//!
+//! On PostgreSQL, triggers write down which session wrote which rows (`provider/postgres/capture`),
+//! in a log of the run's own on the server: with the tables of each lane, or on the user's own
+//! where lanes share them. The [`mod@harvest`] brings the log into the ledger, where each
+//! [`touch`] finds its worker and, by time, its test. [`collision`] has the rules for two that
+//! met, [`failure`] reads errors for the keys that they name, and [`story`] tells it in words, in
+//! the failing test and afterwards. Rows that the run made among the user's own go as everything
+//! goes, in the sweep; the server's log alone is enough for that.
+//!
 //! # Whatever dies
 //!
 //! Every promise is known to three: the supervisor, the ledger on the disk, and the watchdog,
