@@ -13,6 +13,7 @@ mod failure;
 mod story;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -59,6 +60,8 @@ pub struct Api {
     pub roster: Arc<Roster>,
     /// Its processes that are telling.
     pub stories: Stories,
+    /// How many failures were told of.
+    pub told: AtomicUsize,
 }
 
 /// Who is at the other end of a connection, as the kernel tells it.

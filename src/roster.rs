@@ -99,6 +99,8 @@ struct Member {
     kind: Kind,
     lane: Lane,
     open: Vec<OpenTest>,
+    /// The last test that ended.
+    last: Option<OpenTest>,
     /// Fixtures that live, by the number that the shim gave them.
     fixtures: HashMap<u64, i64>,
     said_goodbye: bool,
@@ -110,6 +112,8 @@ struct Member {
 struct OpenTest {
     number: i64,
     id: String,
+    /// What it has said on its standard error.
+    said: Option<String>,
 }
 
 impl Roster {
@@ -193,7 +197,11 @@ impl Roster {
             1
         };
         let attempt = attempt.unwrap_or(counted);
-        state.workers.entry(worker.to_owned()).or_default().open.push(OpenTest { number, id: id.to_owned() });
+        state.workers.entry(worker.to_owned()).or_default().open.push(OpenTest {
+            number,
+            id: id.to_owned(),
+            said: None,
+        });
         let (run, worker, id) = (self.run, worker.to_owned(), self.vault.mask(id));
         self.writer.tell(move |db| test::begin(db, run, number, &worker, &id, attempt, at));
     }
@@ -234,6 +242,26 @@ impl Roster {
         let Some(position) = member.open.iter().position(|test| test.id == id) else { return };
         let test = member.open.remove(position);
         self.close(&mut state, &test, outcome, message, at);
+        if let Some(member) = state.workers.get_mut(worker) {
+            member.last = Some(test);
+        }
+    }
+
+    /// What a test has said on its standard error, which may come before or after its end is
+    /// known; its number and lane come back.
+    pub fn heard(&self, worker: &str, id: &str, text: &str) -> Option<(i64, Lane)> {
+        let mut state = self.state();
+        let member = state.workers.get_mut(worker)?;
+        let lane = member.lane;
+        let message = self.vault.mask(&last_words(text));
+        if let Some(test) = member.open.iter_mut().rev().find(|test| test.id == id) {
+            test.said = Some(message);
+            return Some((test.number, lane));
+        }
+        let number = member.last.as_ref().filter(|test| test.id == id)?.number;
+        let run = self.run;
+        self.writer.tell(move |db| test::said(db, run, number, &message));
+        Some((number, lane))
     }
 
     fn close(&self, state: &mut State, test: &OpenTest, outcome: Option<&str>, message: Option<&str>, at: Timestamp) {
@@ -241,7 +269,10 @@ impl Roster {
         if let Some(shared) = message.and_then(Shared::named_in) {
             state.sharing.entry(shared).or_insert_with(|| (0, test.id.clone())).0 += 1;
         }
-        let message = message.map(|text| self.vault.mask(&text.chars().take(MESSAGE_LENGTH).collect::<String>()));
+        // A code says less than words.
+        let said = test.said.as_deref().filter(|_| outcome == Some("failed"));
+        let message =
+            said.or(message).map(|text| self.vault.mask(&text.chars().take(MESSAGE_LENGTH).collect::<String>()));
         let (run, number, outcome) = (self.run, test.number, outcome.map(str::to_owned));
         self.writer.tell(move |db| test::end(db, run, number, outcome.as_deref(), message.as_deref(), at));
     }
@@ -378,6 +409,14 @@ impl Roster {
             notices,
         }
     }
+}
+
+/// The end of what a test has said: from where it panicked, if it did.
+fn last_words(text: &str) -> String {
+    let from = text.rfind("panicked at").map_or(0, |at| text[..at].rfind('\n').map_or(0, |line| line + 1));
+    let text = text[from..].trim();
+    let skipped = if from > 0 { 0 } else { text.chars().count().saturating_sub(MESSAGE_LENGTH) };
+    text.chars().skip(skipped).take(MESSAGE_LENGTH).collect()
 }
 
 fn how_it_died(how: Ended) -> String {

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
@@ -148,8 +149,13 @@ async fn serve(
     let listener = UnixListener::bind(run.socket())
         .map_err(|e| Stop::not_started(format!("cannot open the socket {}: {e}", run.socket().display())))?;
     let stories = Stories::default();
-    let api =
-        Api { run: Arc::clone(run), keeper: Arc::clone(keeper), roster: Arc::clone(roster), stories: stories.clone() };
+    let api = Api {
+        run: Arc::clone(run),
+        keeper: Arc::clone(keeper),
+        roster: Arc::clone(roster),
+        stories: stories.clone(),
+        told: AtomicUsize::new(0),
+    };
     let door = tokio::spawn(api::serve(listener, Arc::new(api)));
     let undertaker = tokio::spawn(collect_orphans(signal(SignalKind::child())?));
     // SAFETY: it owns its descriptor, which stays open and the same as long as it lives.

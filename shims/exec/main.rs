@@ -7,7 +7,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -20,8 +20,16 @@ const NOT_EXECUTABLE: i32 = 126;
 /// Separates the words of the user's own runner.
 const SEPARATOR: u8 = 0x1f;
 
+/// Says to this program that it is the ear of a test (see `listen`): JSON without its last part.
+const EAR: &str = "ISOLANE_EAR_OF";
+/// How much of what a test says last is kept, in bytes.
+const KEPT: usize = 64 * 1024;
+
 fn main() {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+    if let Some(of) = text(EAR) {
+        listen(&of, &arguments);
+    }
     if arguments.is_empty() {
         fail(2, "the exec shim is started by cargo, with a program to run");
     }
@@ -42,6 +50,9 @@ fn main() {
     match lease(&socket, &arguments) {
         Ok(environment) => {
             command.env("ISOLANE_IN_TEST", "1");
+            if environment.split(|byte| *byte == 0).any(|entry| entry == b"ISOLANE_WATCHED=1") {
+                be_heard(&mut command, &environment, &arguments);
+            }
             for entry in environment.split(|byte| *byte == 0).filter(|entry| !entry.is_empty()) {
                 let equals = entry.iter().position(|byte| *byte == b'=').unwrap_or(entry.len());
                 let value = entry.get(equals + 1..).unwrap_or_default();
@@ -62,6 +73,59 @@ fn command(arguments: &[OsString]) -> Command {
     let mut command = Command::new(words.next().unwrap_or_default());
     command.args(words);
     command
+}
+
+/// Puts an ear between a nextest test and its standard error, which passes everything on and
+/// tells the run what a failing test said: the server's error that it ran into is in there.
+/// Where anything of that does not go, the test goes on without.
+fn be_heard(command: &mut Command, environment: &[u8], arguments: &[OsString]) {
+    let worker = environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"WORKER_ID="));
+    let (Some(worker), Some((id, _)), Ok(shim)) = (worker, test(arguments), env::current_exe()) else { return };
+    // A terminal stays what it is. cargo test keeps what its tests say to itself.
+    if std::io::stderr().is_terminal() || env::var_os("NEXTEST_TEST_NAME").is_none() {
+        return;
+    }
+    let Ok((reader, writer)) = std::io::pipe() else { return };
+    let of = format!("{{\"event\":\"said\",\"worker\":{},\"test\":{},\"text\":", json(&String::from_utf8_lossy(worker)), json(&id));
+    // The ear is its grandchild: the test has no child that it does not know of.
+    let started = Command::new(shim).env(EAR, of).arg("start").stdin(reader).stdout(Stdio::null()).status();
+    if started.is_ok_and(|status| status.success()) {
+        command.stderr(writer);
+    }
+}
+
+/// The ear: hands standard input on to standard error, byte for byte.
+fn listen(of: &str, arguments: &[OsString]) -> ! {
+    if !arguments.is_empty() {
+        let ear = env::current_exe().and_then(|shim| Command::new(shim).stdout(Stdio::null()).spawn());
+        exit(i32::from(ear.is_err()));
+    }
+    unsafe extern "C" {
+        fn signal(number: i32, handler: usize) -> usize;
+    }
+    const SIG_IGN: usize = 1;
+    for number in [1, 2, 3, 15] {
+        // What ends a test by the terminal or politely ends us when the test is gone.
+        // Safety: signal(2), and no handler.
+        unsafe { signal(number, SIG_IGN) };
+    }
+    let (mut input, mut output) = (std::io::stdin().lock(), std::io::stderr().lock());
+    let (mut buffer, mut last) = ([0; 8192], Vec::new());
+    while let Ok(length @ 1..) = input.read(&mut buffer) {
+        // Who reads it may be gone; the test must not notice.
+        let _ = output.write_all(&buffer[..length]);
+        last.extend_from_slice(&buffer[..length]);
+        if last.len() > 2 * KEPT {
+            last.drain(..last.len() - KEPT);
+        }
+    }
+    let said = String::from_utf8_lossy(&last);
+    if said.contains("panicked at") || said.contains("Error") {
+        if let Some(socket) = env::var_os("ISOLANE_SOCKET") {
+            let _ = post(&socket, "/v1/tests", &format!("{of}{}}}", json(&said)));
+        }
+    }
+    exit(0)
 }
 
 fn become_test(mut command: Command) -> ! {

@@ -43,6 +43,12 @@ pub enum Event {
         message: Option<String>,
         at: Option<f64>,
     },
+    /// What a test that may have failed has said on its standard error.
+    Said {
+        worker: String,
+        test: String,
+        text: String,
+    },
     /// A fixture that lives longer than a test; `key` tells it from others of this worker.
     Fixture {
         worker: String,
@@ -116,6 +122,7 @@ impl Event {
                 look_up(api, &worker, &test, outcome.as_deref(), message.as_deref(), time(at));
                 roster.test_ended(&worker, &test, outcome.as_deref(), message.as_deref(), time(at));
             }
+            Self::Said { worker, test, text } => heard(api, &worker, &test, text),
             Self::Fixture { worker, key, fixture, scope, phase, at } => {
                 let phase = match phase {
                     Phase::Begin => FixturePhase::Begin,
@@ -148,6 +155,20 @@ fn look_up(api: &Arc<Api>, worker: &str, test: &str, outcome: Option<&str>, mess
     let Some((number, lane)) = api.roster.number_of(worker, test) else { return };
     let api = Arc::clone(api);
     tokio::task::spawn_blocking(move || failure::name(&api, number, lane, &message, at));
+}
+
+/// A test has said something and is ending, or has ended: where it failed, that is its message.
+fn heard(api: &Arc<Api>, worker: &str, test: &str, said: String) {
+    let Some((number, lane)) = api.roster.heard(worker, test, &said) else { return };
+    if !api.run.is_watched() {
+        return;
+    }
+    let (api, at) = (Arc::clone(api), Timestamp::now());
+    let telling = api.stories.one_more();
+    tokio::task::spawn_blocking(move || {
+        failure::name(&api, number, lane, &said, at);
+        drop(telling);
+    });
 }
 
 /// Waits for the end of a worker that is a process.

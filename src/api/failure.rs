@@ -2,18 +2,23 @@
 //! failure, and looked up from the message of a test where no shim asks.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde::Deserialize;
 
 use super::Api;
 use crate::clock::Timestamp;
 use crate::collision::Pattern;
-use crate::failure;
+use crate::failure::{self, Troubles};
 use crate::harvest;
 use crate::ledger::Durability;
 use crate::ledger::collision::{self, Named};
 use crate::name::{Lane, Place};
+use crate::settings::Isolation;
 use crate::story::{self, Failed};
+
+/// How many failures of a run are told of that name no key.
+const MOST: usize = 200;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,7 +34,11 @@ pub struct FailureRequest {
 /// Looks the rows up that `request` is about, and tells their story.
 pub async fn story_of(api: Arc<Api>, request: FailureRequest) -> Vec<String> {
     let Some((number, lane)) = api.roster.number_of(&request.worker, &request.test) else { return Vec::new() };
-    if !api.run.is_watched() {
+    // In lanes of their own tests do not meet: only an error that names a key has a story. And
+    // where hundreds fail, the first of them tell it.
+    let names_a_key = failure::read(&request.error) != Troubles::default();
+    let is_shared = api.run.settings.isolation == Isolation::Shared && api.told.fetch_add(1, Ordering::Relaxed) < MOST;
+    if !api.run.is_watched() || !(names_a_key || is_shared) {
         return Vec::new();
     }
     // What others wrote at the same moment is there then, and the beginnings of their tests.

@@ -44,11 +44,27 @@ impl Default for Stories {
 }
 
 impl Stories {
+    /// Something is being told until what comes back is dropped.
+    pub fn one_more(&self) -> Telling {
+        self.0.send_modify(|open| *open += 1);
+        Telling(self.clone())
+    }
+
     /// Waits until every story was told to its end, though not for long: a process that
     /// the command left behind may still be telling.
     pub async fn told(&self) {
         let mut stories = self.0.subscribe();
         let _ = tokio::time::timeout(LAST_WORDS, stories.wait_for(|open| *open == 0)).await;
+    }
+}
+
+/// Something that is being told.
+#[derive(Debug)]
+pub struct Telling(Stories);
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|open| *open -= 1);
     }
 }
 
@@ -64,7 +80,7 @@ impl Story {
 
     /// Takes in the story of the process `pid` from now on. The answer is for its request.
     pub fn follow(self, api: Arc<Api>, pid: Option<i32>) -> Response {
-        api.stories.0.send_modify(|open| *open += 1);
+        let telling = api.stories.one_more();
         tokio::spawn(async move {
             let connection = self.0.await.ok().and_then(connection);
             let runtime = tokio::runtime::Handle::current();
@@ -73,7 +89,7 @@ impl Story {
                 if let Some(connection) = connection {
                     listen(connection, &api, pid);
                 }
-                api.stories.0.send_modify(|open| *open -= 1);
+                drop(telling);
             });
         });
         let switching = [(header::CONNECTION, "upgrade"), (header::UPGRADE, PROTOCOL)];

@@ -174,6 +174,10 @@ fn named(db: &Connection, run: RunKey, spans: &Spans) -> Result<()> {
     while let Some(row) = rows.next()? {
         let (test, at): (i64, i64) = (row.get("test")?, row.get("at")?);
         let Some(pattern) = Pattern::parse(&row.get::<_, String>("pattern")?) else { continue };
+        // An error that a test expects is no failure.
+        if !spans.get(&test).is_some_and(|span| span.failed) {
+            continue;
+        }
         let worker = worker_of(db, run, test)?;
         let found = match (row.get("kind")?, row.get::<_, Option<String>>("key")?, row.get::<_, Option<i64>>("pid")?) {
             (Some(kind), Some(key), _) => history(db, run, kind, &key)?

@@ -34,6 +34,15 @@ pub fn end(
         .map(drop)
 }
 
+/// Enters what a test that failed has said, where its end came first.
+pub fn said(db: &Connection, run: RunKey, number: i64, message: &str) -> Result<()> {
+    db.execute(
+        "UPDATE test SET message = ? WHERE run = ? AND number = ? AND outcome = 'failed'",
+        params![message, run.0, number],
+    )
+    .map(drop)
+}
+
 /// How far a fixture is that lives longer than a test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FixturePhase {

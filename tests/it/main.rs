@@ -10,6 +10,7 @@ mod job;
 mod lab;
 mod ledger;
 mod nextest;
+mod nextest_errors;
 mod nextest_injection;
 mod page;
 mod postgres;
