@@ -23,6 +23,7 @@ mod pytest_injection;
 mod readme;
 mod report;
 mod sqlite;
+mod story;
 mod sweep;
 mod terminal;
 mod tidy;

@@ -71,14 +71,14 @@ const rank = (test) => GROUPS.indexOf(group(test));
 const outcomeOf = (test) => test.outcome ?? (test.isOpen ? "running" : "outcome unknown");
 
 const PATTERNS = {
-  clobber: "One worker changed or removed a row that the other one was using.",
-  pollution: "One worker's row was there when the other one's test met it.",
-  "hot-row": "Both workers wrote the same row.",
-  "duplicate-key": "Both workers inserted a row with one key.",
-  "foreign-key": "One worker's row hung on the other one's.",
-  broad: "A statement of one worker reached far beyond its own rows.",
-  escape: "A worker wrote outside of its own lane.",
-  deadlock: "Both workers waited for each other's row.",
+  clobber: "A row was changed or removed while the test that had made it was running.",
+  pollution: "A row was changed or removed after the test that had made it had ended and left it.",
+  "hot-row": "Both workers wrote a row that neither of them had made.",
+  "duplicate-key": "A test failed over a unique key that the other worker had written.",
+  "foreign-key": "A test failed over a foreign key whose other end the other worker had written.",
+  broad: "A table was emptied, or one statement went over rows of several other workers.",
+  escape: "A worker wrote where its lane has no business.",
+  deadlock: "Both waited for one another, and the server ended one of them.",
 };
 
 // Words for people.
