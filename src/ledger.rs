@@ -110,6 +110,10 @@ fn create(db: &mut Connection) -> anyhow::Result<()> {
     let found = version(&tx)?;
     if found < VERSION {
         if found == 1 {
+            let has_lock = "SELECT count(*) > 0 FROM pragma_table_info('run') WHERE name = 'lock'";
+            if !tx.query_row(has_lock, [], |row| row.get::<_, bool>(0))? {
+                tx.execute_batch("ALTER TABLE run ADD COLUMN lock TEXT NOT NULL DEFAULT ''")?;
+            }
             // From tests that had their times as text.
             tx.execute_batch(BEFORE_FORM_2)?;
             tx.execute_batch(include_str!("ledger/story.sql"))?;
@@ -182,6 +186,29 @@ mod tests {
 
         Connection::open(&path).and_then(|db| db.pragma_update(None, "user_version", 99)).expect("newer");
         assert!(open(&path).expect_err("newer").to_string().contains("newer isolane"));
+    }
+
+    #[test]
+    fn a_ledger_of_the_first_form_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("ledger.db");
+        let old = include_str!("ledger/schema.sql").replace("    lock TEXT NOT NULL,\n", "")
+            + "CREATE TABLE test (run INTEGER, number INTEGER, worker_id TEXT, test_id TEXT, attempt INTEGER, started_at TEXT,
+                   ended_at TEXT, outcome TEXT, message TEXT, PRIMARY KEY (run, number)) WITHOUT ROWID;
+               CREATE VIEW runs AS SELECT 1; CREATE VIEW workers AS SELECT 1; CREATE VIEW tests AS SELECT 1;
+               CREATE VIEW resources AS SELECT 1; CREATE VIEW records AS SELECT 1;
+               INSERT INTO run (run_id, tag, command, runner, host, cwd, started_at, state) VALUES ('r', 't', '', '', '', '', '', 'passed');
+               INSERT INTO test VALUES (1, 0, 'gw0', 'a', 1, '2026-03-01T12:00:00.005Z', NULL, NULL, NULL);";
+        let db = Connection::open(&path).expect("made");
+        db.execute_batch(&old).expect("the old form");
+        db.pragma_update(None, "application_id", APPLICATION_ID).expect("marked");
+        db.pragma_update(None, "user_version", 1).expect("marked");
+        drop(db);
+        let db = open(&path).expect("brought up to date");
+        let times = "SELECT started_at || coalesce(ended_at, '-') FROM tests";
+        let times: String = db.query_row(times, [], |row| row.get(0)).expect("a test");
+        assert_eq!(times, "2026-03-01T12:00:00.005Z-");
+        assert_eq!(db.query_row("SELECT count(*) FROM touches", [], |row| row.get::<_, i64>(0)), Ok(0));
     }
 
     #[test]
