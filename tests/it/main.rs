@@ -25,5 +25,6 @@ mod sqlite;
 mod sweep;
 mod terminal;
 mod tidy;
+mod touch_capture;
 mod watchdog;
 mod weather;
