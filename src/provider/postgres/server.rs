@@ -435,4 +435,16 @@ impl Site for Server {
         };
         removed.with_context(|| format!("cannot remove the {} {name}", resource.kind.as_str()))
     }
+
+    fn harvest(&self, resource: &Resource, margin: Duration, sink: &mut Sink<'_>) -> anyhow::Result<()> {
+        Self::harvest(self, resource, margin, sink)
+    }
+
+    fn remove_rows(&self, resource: &Resource) -> anyhow::Result<Rows> {
+        Self::remove_rows(self, resource)
+    }
+
+    fn let_go(&self, resource: &Resource) -> anyhow::Result<()> {
+        Self::let_go(self, resource)
+    }
 }

@@ -126,7 +126,7 @@ fn targets(client: &mut Client, home: &Identifier) -> Result<Vec<Target>, postgr
 /// Finds the foreign keys that refer to these tables.
 fn refer(client: &mut Client, targets: &mut [Target]) -> Result<(), postgres::Error> {
     let oids: Vec<u32> = targets.iter().map(|target| target.oid).collect();
-    let sql = "SELECT c.conrelid, coalesce(pg_partition_root(c.confrelid), c.confrelid) AS parent,
+    let sql = "SELECT c.conrelid, coalesce(pg_partition_root(c.confrelid)::oid, c.confrelid) AS parent,
                       CASE r.relkind WHEN 'r' THEN 'ONLY ' ELSE '' END || c.conrelid::regclass::text AS child,
                       ARRAY(SELECT quote_ident(a.attname) FROM unnest(c.conkey) WITH ORDINALITY AS k (n, at) JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.n ORDER BY at) AS mine,
                       ARRAY(SELECT quote_ident(a.attname) FROM unnest(c.confkey) WITH ORDINALITY AS k (n, at) JOIN pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = k.n ORDER BY at) AS its
