@@ -21,6 +21,7 @@ mod pytest_crash;
 mod pytest_injection;
 mod readme;
 mod report;
+mod shared;
 mod shared_rows;
 mod sqlite;
 mod sweep;

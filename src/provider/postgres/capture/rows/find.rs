@@ -53,7 +53,7 @@ fn look(
     let all = format!("(SELECT * FROM {home}.log UNION ALL SELECT * FROM {home}.harvested)");
     // What was there before all rows went is of no interest any more.
     let log = format!(
-        "(SELECT l.at, l.op, l.keys, l.was, {ours} AS ours FROM {all} AS l
+        "(SELECT l.at, l.op, l.keys, l.was, {ours} AS ours, coalesce(app, '') LIKE 'isolane run %' AS tidies FROM {all} AS l
            WHERE l.rel IN (SELECT rel FROM {home}.watched w JOIN pg_class c ON c.oid = w.oid
                             WHERE CASE WHEN c.relispartition THEN pg_partition_root(c.oid) ELSE c.oid END = {oid})
              AND l.at > coalesce((SELECT max(e.at) FROM {all} AS e JOIN {home}.watched w USING (rel) WHERE w.oid = {oid} AND e.op = 'T'), '-infinity')) AS log",
@@ -67,21 +67,21 @@ fn look(
             "SELECT DISTINCT k, true AS is_new, 1::bigint AS copies FROM {log}, unnest(keys) AS k WHERE k IS NOT NULL"
         )
     } else {
+        // Of rows that are alike, it matters in which order they came and went.
+        let or_went = if target.key.form == Form::Row { " OR op = 'D'" } else { "" };
         transaction.batch_execute(&format!(
             "DROP TABLE IF EXISTS {moved};
              CREATE UNLOGGED TABLE {moved} AS SELECT DISTINCT k FROM (
-                 SELECT unnest(ARRAY[u.was, u.k]) AS k FROM {log}, unnest(keys, was) AS u (k, was) WHERE op = 'U' AND u.was <> u.k) AS m
+                 SELECT unnest(ARRAY[u.was, u.k]) AS k FROM {log}, unnest(keys, was) AS u (k, was) WHERE (op = 'U' AND u.was <> u.k){or_went}) AS m
               WHERE k IS NOT NULL"
         ))?;
-        // Of rows that are alike, those that went may have been there before.
-        let (copies, is_there, or_many) = if target.key.form == Form::Row {
-            let copies = "count(*) FILTER (WHERE op = 'I' AND ours) - count(*) FILTER (WHERE op = 'D')";
-            (copies, "bool_or(op = 'I' AND ours)", format!(" OR {copies} > 0"))
+        let (copies, is_there) = if target.key.form == Form::Row {
+            ("count(*) FILTER (WHERE op = 'I' AND ours)", "bool_or(op = 'I' AND ours)")
         } else {
-            ("1::bigint", "(array_agg(op = 'I' AND ours ORDER BY at DESC))[1]", String::new())
+            ("1::bigint", "(array_agg(op = 'I' AND ours ORDER BY at DESC))[1]")
         };
         format!(
-            "SELECT k, (array_agg(op ORDER BY at))[1] = 'I'{or_many} AS is_new, {copies} AS copies
+            "SELECT k, (array_agg(op ORDER BY at))[1] = 'I' AS is_new, {copies} AS copies
                FROM {log}, unnest(keys) AS k WHERE op IN ('I', 'D') AND k IS NOT NULL AND k NOT IN (SELECT k FROM {moved})
               GROUP BY k HAVING {is_there}"
         )
@@ -127,7 +127,7 @@ fn follow(
     found: &str,
 ) -> Result<(), postgres::Error> {
     let events = transaction.prepare(&format!(
-        "SELECT seq, op::text AS op, ours, u.k, u.was
+        "SELECT seq, op::text AS op, ours, tidies, u.k, u.was
            FROM (SELECT row_number() OVER (ORDER BY at) AS seq, * FROM {log}) AS e, unnest(keys, was) WITH ORDINALITY AS u (k, was, n)
           WHERE (op <> 'U' OR u.was <> u.k) AND (u.k IN (SELECT k FROM {moved}) OR u.was IN (SELECT k FROM {moved}))
           ORDER BY seq, u.n"
@@ -147,12 +147,17 @@ fn follow(
                 last = seq;
             }
             let Some(key) = row.get::<_, Option<String>>("k") else { continue };
+            let who = match (row.get("ours"), row.get("tidies")) {
+                (true, _) => Who::Run,
+                (_, true) => Who::Tidy,
+                _ => Who::Other,
+            };
             match (row.get::<_, &str>("op"), row.get::<_, Option<String>>("was")) {
-                ("I", _) => track.made(key, row.get("ours")),
+                ("I", _) => track.made(key, who),
                 ("D", _) => {
-                    track.ended(&key);
+                    track.ended(&key, who);
                 }
-                (_, Some(was)) => track.left(&was, key),
+                (_, Some(was)) => track.left(&was, key, who),
                 _ => {}
             }
         }
@@ -169,6 +174,15 @@ fn follow(
     Ok(())
 }
 
+/// Who wrote.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Run,
+    /// The end of another run, which removes that run's own.
+    Tidy,
+    Other,
+}
+
 /// Where rows are while their keys change.
 #[derive(Default)]
 struct Track {
@@ -176,51 +190,66 @@ struct Track {
     is_bag: bool,
     /// How many of a key are the run's.
     mine: HashMap<String, i64>,
+    /// Of a bag, how many others have made meanwhile.
+    theirs: HashMap<String, i64>,
+    /// Of a bag, how many the run has removed that were there before.
+    owed: HashMap<String, i64>,
     /// Keys that were seen, and those of rows that were there before.
     seen: HashSet<String>,
     before: HashSet<String>,
-    /// Of a bag, how many went that were not the run's.
-    owed: HashMap<String, i64>,
     /// What a statement moves, until all of it has left.
     moving: Vec<(String, i64)>,
 }
 
+/// Takes one, if there is one.
+fn take(from: &mut HashMap<String, i64>, key: &str) -> bool {
+    match from.get_mut(key) {
+        Some(n) if *n > 0 => {
+            *n -= 1;
+            true
+        }
+        _ => false,
+    }
+}
+
 impl Track {
-    fn made(&mut self, key: String, is_ours: bool) {
+    fn made(&mut self, key: String, who: Who) {
         self.seen.insert(key.clone());
         if !self.is_bag {
-            self.mine.insert(key, i64::from(is_ours));
-        } else if is_ours {
-            // In place of one that was there before.
-            let owed = self.owed.entry(key.clone()).or_default();
-            if *owed > 0 {
-                *owed -= 1;
-            } else {
-                *self.mine.entry(key).or_default() += 1;
-            }
+            self.mine.insert(key, i64::from(who == Who::Run));
+        } else if who != Who::Run {
+            *self.theirs.entry(key).or_default() += 1;
+        } else if !take(&mut self.owed, &key) {
+            // Else it is in place of one that was there before.
+            *self.mine.entry(key).or_default() += 1;
         }
     }
 
-    /// One went; whether it was the run's.
-    fn ended(&mut self, key: &str) -> i64 {
+    /// One went; whether it was the run's. Of those that are alike everybody removes their own first.
+    fn ended(&mut self, key: &str, who: Who) -> bool {
         if self.seen.insert(key.to_owned()) {
             self.before.insert(key.to_owned());
         }
-        match self.mine.get_mut(key) {
-            Some(mine) if *mine > 0 => {
-                *mine -= 1;
-                1
+        if !self.is_bag {
+            return take(&mut self.mine, key);
+        }
+        match who {
+            Who::Run if take(&mut self.mine, key) => true,
+            Who::Run => {
+                if !take(&mut self.theirs, key) {
+                    *self.owed.entry(key.to_owned()).or_default() += 1;
+                }
+                false
             }
-            _ => {
-                *self.owed.entry(key.to_owned()).or_default() += 1;
-                0
-            }
+            _ if take(&mut self.theirs, key) => false,
+            Who::Tidy => false,
+            Who::Other => take(&mut self.mine, key),
         }
     }
 
-    fn left(&mut self, was: &str, key: String) {
-        let mine = self.ended(was);
-        self.moving.push((key, mine));
+    fn left(&mut self, was: &str, key: String, who: Who) {
+        let is_mine = self.ended(was, who);
+        self.moving.push((key, i64::from(is_mine)));
     }
 
     /// Keys may change places within a statement.
@@ -228,7 +257,8 @@ impl Track {
         for (key, mine) in std::mem::take(&mut self.moving) {
             self.seen.insert(key.clone());
             if self.is_bag {
-                *self.mine.entry(key).or_default() += mine;
+                *self.mine.entry(key.clone()).or_default() += mine;
+                *self.theirs.entry(key).or_default() += 1 - mine;
             } else {
                 self.mine.insert(key, mine);
             }
@@ -241,8 +271,7 @@ mod tests {
     use super::*;
 
     fn mine(track: &Track) -> Vec<(&str, i64)> {
-        let mut mine: Vec<_> =
-            track.mine.iter().filter(|(_, n)| **n > 0).map(|(key, n)| (key.as_str(), *n)).collect();
+        let mut mine: Vec<_> = track.mine.iter().filter(|(_, n)| **n > 0).map(|(key, n)| (key.as_str(), *n)).collect();
         mine.sort_unstable();
         mine
     }
@@ -250,16 +279,16 @@ mod tests {
     #[test]
     fn rows_are_followed_from_key_to_key() {
         let mut track = Track::default();
-        track.made("1".into(), true);
-        track.made("2".into(), false);
-        // They change places, and a stranger's row gets a key that was the run's.
-        track.left("1", "2".into());
-        track.left("2", "1".into());
+        track.made("1".into(), Who::Run);
+        track.made("2".into(), Who::Other);
+        // They change places, and a row that was there before leaves its key to one of the run's.
+        track.left("1", "2".into(), Who::Run);
+        track.left("2", "1".into(), Who::Run);
         track.arrive();
         assert_eq!(mine(&track), [("2", 1)]);
-        track.left("9", "3".into());
+        track.left("9", "3".into(), Who::Run);
         track.arrive();
-        track.made("9".into(), true);
+        track.made("9".into(), Who::Run);
         assert_eq!(mine(&track), [("2", 1), ("9", 1)]);
         assert!(track.before.contains("9") && !track.before.contains("2"));
     }
@@ -267,15 +296,18 @@ mod tests {
     #[test]
     fn of_rows_that_are_alike_the_runs_are_counted() {
         let mut track = Track { is_bag: true, ..Track::default() };
-        for _ in 0..3 {
-            track.made("a".into(), true);
-        }
-        for _ in 0..4 {
-            // One more than the run has made.
-            track.left("a", "b".into());
-        }
+        (0..3).for_each(|_| track.made("a".into(), Who::Run));
+        // One more than the run has made.
+        (0..4).for_each(|_| track.left("a", "b".into(), Who::Run));
         track.arrive();
-        track.made("a".into(), true);
+        track.made("a".into(), Who::Run);
         assert_eq!(mine(&track), [("b", 3)]);
+        // Another run's end takes that run's; somebody else may have taken one of ours.
+        for _ in 0..5 {
+            track.ended("b", Who::Tidy);
+        }
+        assert_eq!(mine(&track), [("b", 3)]);
+        track.ended("b", Who::Other);
+        assert_eq!(mine(&track), [("b", 2)]);
     }
 }
