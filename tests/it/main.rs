@@ -28,5 +28,7 @@ mod sweep;
 mod terminal;
 mod tidy;
 mod touch_capture;
+mod touch_names;
+mod touch_trouble;
 mod watchdog;
 mod weather;

@@ -167,8 +167,12 @@ fn only_what_is_asked_for_is_watched() {
     );
     let lab = lab(&database);
     lab.file("isolane.toml", "track = [\"public.*\", \"!audit_*\"]\n");
-    play(&lab, "-n 1", "own 'INSERT INTO orders VALUES (1); INSERT INTO audit_log VALUES (1); INSERT INTO other.orders VALUES (1)'")
-        .assert_code(0);
+    play(
+        &lab,
+        "-n 1",
+        "own 'INSERT INTO orders VALUES (1); INSERT INTO audit_log VALUES (1); INSERT INTO other.orders VALUES (1)'",
+    )
+    .assert_code(0);
     assert_eq!(lab.column("SELECT kind FROM records"), ["public.orders"]);
     let left = "SELECT (SELECT count(*) FROM orders)::text || (SELECT count(*) FROM audit_log) || (SELECT count(*) FROM other.orders)";
     assert_eq!(database.server.texts(&database.name, left), ["011"]);

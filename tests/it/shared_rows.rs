@@ -121,17 +121,24 @@ other "INSERT INTO lines VALUES (11, 2)"
 "#;
         let outcome = play(&lab, "-n 1", script).assert_code(123);
         let outcome = outcome.assert_says("refer to it").assert_says("sweep");
-        let ids = |table: &str| database.server.texts(&database.name, &format!("SELECT id::text FROM {table} ORDER BY {table}.id"));
+        let ids = |table: &str| {
+            database.server.texts(&database.name, &format!("SELECT id::text FROM {table} ORDER BY {table}.id"))
+        };
         assert_eq!(ids("customers"), ["0", "1", "3"], "{action}");
         assert_eq!(ids("orders"), ["2", "10"], "{action}");
         assert_eq!(ids("lines"), ["11"], "{action}");
         assert_eq!(
-            database.server.texts(&database.name, "SELECT coalesce(customer::text, 'nobody') FROM orders ORDER BY orders.id"),
+            database
+                .server
+                .texts(&database.name, "SELECT coalesce(customer::text, 'nobody') FROM orders ORDER BY orders.id"),
             ["3", "1"],
             "{action}"
         );
         let stuck = lab.column("SELECT kind || ' ' || key FROM records WHERE state = 'stuck' ORDER BY 1");
-        assert_eq!(stuck, [r#"public.customers {"id":1}"#, r#"public.customers {"id":3}"#, r#"public.orders {"id":2}"#]);
+        assert_eq!(
+            stuck,
+            [r#"public.customers {"id":1}"#, r#"public.customers {"id":3}"#, r#"public.orders {"id":2}"#]
+        );
         let triggers = "SELECT tgname::text FROM pg_trigger t JOIN pg_proc p ON p.oid = tgfoid WHERE tgname LIKE 'isolane%' AND prosrc <> 'BEGIN RETURN NULL; END'";
         assert!(database.server.texts(&database.name, triggers).is_empty(), "{}", outcome.all());
 
@@ -191,7 +198,8 @@ other "DELETE FROM users WHERE email = 'stranger@example.com'"
 "#;
     let outcome = play(&lab, "-n 1", script).assert_code(0);
     outcome.assert_says("1 row of public.users that the run had made, others had changed meanwhile");
-    let dump = |dump: String| dump.lines().filter(|line| !line.contains("setval")).map(str::to_owned).collect::<Vec<_>>();
+    let dump =
+        |dump: String| dump.lines().filter(|line| !line.contains("setval")).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(dump(database.dump()), dump(before));
     let sources = "SELECT source || ' ' || count(*) FROM records GROUP BY source ORDER BY 1";
     assert_eq!(lab.column(sources), ["prefix 4", "trigger 1"]);

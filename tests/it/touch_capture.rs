@@ -111,9 +111,18 @@ const WRITES: &[(&str, &[&str])] = &[
         "BEGIN; INSERT INTO one VALUES (50, ''); ROLLBACK; BEGIN; SAVEPOINT s; INSERT INTO one VALUES (51, ''); ROLLBACK TO s; INSERT INTO one VALUES (52, ''); COMMIT",
         &[r#"insert public.one {"id":52}"#],
     ),
-    ("SET session_replication_role = replica; INSERT INTO one VALUES (60, ''); DELETE FROM one WHERE id = 60; RESET session_replication_role", &[]),
-    ("COPY one FROM STDIN;\n70\tx\n71\ty\n\\.\n", &[r#"insert public.one {"id":70}"#, r#"insert public.one {"id":71}"#]),
-    ("INSERT INTO heir VALUES (2); UPDATE base SET id = id WHERE id = 2", &[r#"insert public.heir"#, r#"update public.base {"id":2}"#]),
+    (
+        "SET session_replication_role = replica; INSERT INTO one VALUES (60, ''); DELETE FROM one WHERE id = 60; RESET session_replication_role",
+        &[],
+    ),
+    (
+        "COPY one FROM STDIN;\n70\tx\n71\ty\n\\.\n",
+        &[r#"insert public.one {"id":70}"#, r#"insert public.one {"id":71}"#],
+    ),
+    (
+        "INSERT INTO heir VALUES (2); UPDATE base SET id = id WHERE id = 2",
+        &[r#"insert public.heir"#, r#"update public.base {"id":2}"#],
+    ),
     (
         "INSERT INTO renamed VALUES (1, 1); ALTER TABLE renamed RENAME COLUMN id TO number; INSERT INTO renamed VALUES (2, 2); UPDATE renamed SET v = 3; DELETE FROM renamed WHERE number = 2; ALTER TABLE renamed RENAME TO called",
         &[r#"insert public.renamed {"id":1}"#],
@@ -126,11 +135,7 @@ const WRITES: &[(&str, &[&str])] = &[
 ];
 const MERGE: (&str, &[&str]) = (
     "INSERT INTO other VALUES (90); MERGE INTO other USING (VALUES (90), (91)) AS s (id) ON other.id = s.id WHEN MATCHED THEN DELETE WHEN NOT MATCHED THEN INSERT VALUES (s.id)",
-    &[
-        r#"delete public.other {"id":90}"#,
-        r#"insert public.other {"id":90}"#,
-        r#"insert public.other {"id":91}"#,
-    ],
+    &[r#"delete public.other {"id":90}"#, r#"insert public.other {"id":90}"#, r#"insert public.other {"id":91}"#],
 );
 
 #[test]
@@ -149,13 +154,19 @@ fn every_way_to_write_is_seen_on_every_version() {
         let script: String = writes
             .iter()
             .enumerate()
-            .map(|(n, (sql, _))| format!("{}\nINSERT INTO place VALUES ({n});\n", if sql.ends_with('\n') { (*sql).to_owned() } else { format!("{sql};") }))
+            .map(|(n, (sql, _))| {
+                format!(
+                    "{}\nINSERT INTO place VALUES ({n});\n",
+                    if sql.ends_with('\n') { (*sql).to_owned() } else { format!("{sql};") }
+                )
+            })
             .collect();
         lab.file("work.sql", &script);
         let before = server.texts("shop", "SELECT id || tableoid::regclass::text FROM base ORDER BY 1");
         let run = ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-f", "work.sql"];
         lab.run("--isolation shared", run).run().assert_code(0);
-        let touches = lab.ledger("SELECT op, k.name, coalesce(key, '') FROM touch JOIN kind k USING (kind) ORDER BY at, op, key");
+        let touches =
+            lab.ledger("SELECT op, k.name, coalesce(key, '') FROM touch JOIN kind k USING (kind) ORDER BY at, op, key");
         let mut seen: Vec<Vec<String>> = vec![Vec::new()];
         for row in &touches {
             if row[1] == "public.place" {
@@ -169,12 +180,21 @@ fn every_way_to_write_is_seen_on_every_version() {
         for (n, (sql, expected)) in writes.iter().enumerate() {
             // A child of a table that is inherited from has no key of its own.
             let expected: Vec<_> = expected.iter().map(|text| (*text).to_owned()).collect();
-            let found: Vec<_> = seen[n].iter().map(|text| if text.contains(".heir") { "insert public.heir".to_owned() } else { text.clone() }).collect();
+            let found: Vec<_> = seen[n]
+                .iter()
+                .map(|text| if text.contains(".heir") { "insert public.heir".to_owned() } else { text.clone() })
+                .collect();
             assert_eq!(found, expected, "PostgreSQL {major}: {sql}");
         }
         let tables = "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname IN ('public', 'My Shop') ORDER BY 1";
         for table in server.texts("shop", tables) {
-            let left = server.texts("shop", &format!("SELECT t::text FROM ONLY {table} AS t WHERE '{}' NOT IN ('public.base', 'public.heir')", table.replace('\'', "''")));
+            let left = server.texts(
+                "shop",
+                &format!(
+                    "SELECT t::text FROM ONLY {table} AS t WHERE '{}' NOT IN ('public.base', 'public.heir')",
+                    table.replace('\'', "''")
+                ),
+            );
             // Nobody saw its second row's key.
             assert!(left.is_empty(), "PostgreSQL {major}: {table}: {left:?}");
         }
@@ -265,7 +285,13 @@ fn a_session_shows_the_same_with_triggers_and_without() {
                 lab.program("psql").arg_all(&psql[1..]).arg(database.url()).run()
             };
             let mut outcome = outcome.assert_code(0);
-            outcome.stderr = outcome.err().lines().filter(|line| !line.starts_with("isolane: ")).map(|line| format!("{line}\n")).collect::<String>().into_bytes();
+            outcome.stderr = outcome
+                .err()
+                .lines()
+                .filter(|line| !line.starts_with("isolane: "))
+                .map(|line| format!("{line}\n"))
+                .collect::<String>()
+                .into_bytes();
             if options.is_some() {
                 assert!(lab.value("SELECT count(*) FROM touches").parse::<u32>().expect("a number") > 20);
                 database.assert_nothing_left(&lab);
@@ -284,7 +310,9 @@ fn a_session_shows_the_same_with_triggers_and_without() {
 #[test]
 fn long_statements_come_in_parts_and_whole() {
     let database = Server::shared().database("CREATEROLE");
-    database.sql("CREATE TABLE many (id int PRIMARY KEY, v int); INSERT INTO many SELECT n FROM generate_series(-1000, -1) n");
+    database.sql(
+        "CREATE TABLE many (id int PRIMARY KEY, v int); INSERT INTO many SELECT n FROM generate_series(-1000, -1) n",
+    );
     let lab = Lab::on(&database);
     let sql = "INSERT INTO many SELECT n FROM generate_series(1, 20000) n; UPDATE many SET v = 1 WHERE id > 0; \
                UPDATE many SET id = id + 100000 WHERE id > 0; DELETE FROM many WHERE id > 110000";

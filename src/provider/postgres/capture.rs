@@ -24,8 +24,9 @@ use table::Table;
 /// How long a lock on one of the user's tables is waited for. Less than the second after
 /// which the server looks for deadlocks: it is always isolane that gives way.
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '500ms'";
-/// How often the locks are tried for.
-const TRIES: u32 = 20;
+/// How often the locks are tried for, to watch tables and to leave them alone: what is not undone is
+/// tried again by who undoes it.
+const TRIES: (u32, u32) = (20, 4);
 
 /// How far the numbers of two lanes' tables are apart.
 const LANES_APART: i32 = 100_000;
@@ -213,12 +214,12 @@ fn base(ground: Ground) -> i32 {
 /// Watches tables in one transaction.
 fn begin(client: &mut Client, sql: &str) -> Result<(), postgres::Error> {
     // Bodies are looked at when they run, and these are known to be good.
-    patiently(client, &format!("BEGIN; {LOCK_TIMEOUT}; SET LOCAL check_function_bodies = off; {sql} COMMIT;"))
+    patiently(client, &format!("BEGIN; {LOCK_TIMEOUT}; SET LOCAL check_function_bodies = off; {sql} COMMIT;"), TRIES.0)
 }
 
 /// Does this in a transaction that needs locks on the user's tables, again and again until it
 /// gets them.
-fn patiently(client: &mut Client, sql: &str) -> Result<(), postgres::Error> {
+fn patiently(client: &mut Client, sql: &str, most: u32) -> Result<(), postgres::Error> {
     let mut tries = 0;
     loop {
         let error = match client.batch_execute(sql) {
@@ -230,7 +231,7 @@ fn patiently(client: &mut Client, sql: &str) -> Result<(), postgres::Error> {
         let in_the_way = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED]
             .iter()
             .any(|code| error.code() == Some(code));
-        if !in_the_way || tries == TRIES {
+        if !in_the_way || tries == most {
             return Err(error);
         }
         // Whoever waits behind us gets a turn.
@@ -273,12 +274,12 @@ pub fn stop(client: &mut Client, schema: &Identifier) -> Result<(), postgres::Er
         FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE format('\"%s\"', n.nspname) = $1";
     let functions: Option<String> = client.query_one(functions, &[&schema.to_string()])?.get(0);
     let Some(functions) = functions else { return Ok(()) };
-    patiently(client, &format!("BEGIN; {LOCK_TIMEOUT}; DROP FUNCTION {functions} CASCADE; COMMIT;"))
+    patiently(client, &format!("BEGIN; {LOCK_TIMEOUT}; DROP FUNCTION {functions} CASCADE; COMMIT;"), TRIES.1)
 }
 
 /// Drops a schema with what is in it, and its triggers wherever they are, all at once.
 pub fn drop_schema(client: &mut Client, schema: &Identifier) -> Result<(), postgres::Error> {
-    patiently(client, &format!("BEGIN; {LOCK_TIMEOUT}; DROP SCHEMA IF EXISTS {schema} CASCADE; COMMIT;"))
+    patiently(client, &format!("BEGIN; {LOCK_TIMEOUT}; DROP SCHEMA IF EXISTS {schema} CASCADE; COMMIT;"), TRIES.1)
 }
 
 /// SQL that takes away what a copy has of other runs' logs, as far as the login may.

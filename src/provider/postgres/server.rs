@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use postgres::{Client, Config};
 use postgres::error::SqlState;
 use postgres::types::ToSql;
+use postgres::{Client, Config};
 
 use super::capture::harvest::{Log, harvest};
 use super::capture::{self, rows};
@@ -419,7 +419,9 @@ impl Site for Server {
     fn disconnect(&self, resource: &Resource) -> anyhow::Result<()> {
         match resource.kind {
             ResourceKind::Database => return self.end_sessions_in(&resource.name),
-            ResourceKind::Role => self.own.with(|client| client.batch_execute(&reach(&resource.name))).map_err(readable)?,
+            ResourceKind::Role => {
+                self.own.with(|client| client.batch_execute(&reach(&resource.name))).map_err(readable)?
+            }
             _ => {}
         }
         end(&self.own, END_SESSIONS_OF_LANE, &resource.name)

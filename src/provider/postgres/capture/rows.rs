@@ -70,12 +70,7 @@ pub fn remove(client: &mut Client, home: &Identifier, tag: &Tag) -> anyhow::Resu
 }
 
 /// What goes wrong with one table does not keep the others.
-fn go_on(
-    client: &Client,
-    done: Result<(), postgres::Error>,
-    target: &Target,
-    rows: &mut Rows,
-) -> anyhow::Result<()> {
+fn go_on(client: &Client, done: Result<(), postgres::Error>, target: &Target, rows: &mut Rows) -> anyhow::Result<()> {
     match done {
         Err(error) if client.is_closed() => Err(server(error)),
         Err(error) => {

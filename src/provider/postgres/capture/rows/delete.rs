@@ -215,12 +215,7 @@ fn remove_together(transaction: &mut Transaction<'_>, group: &[Target]) -> Resul
     let parts: Vec<_> = group
         .iter()
         .enumerate()
-        .map(|(n, target)| {
-            format!(
-                "d{n} AS ({} RETURNING 1)",
-                delete(&target.without_children(), group, "NOT o.held")
-            )
-        })
+        .map(|(n, target)| format!("d{n} AS ({} RETURNING 1)", delete(&target.without_children(), group, "NOT o.held")))
         .collect();
     let sum: Vec<_> = (0..group.len()).map(|n| format!("(SELECT count(*) FROM d{n})")).collect();
     let row = transaction.query_one(&format!("WITH {} SELECT {}", parts.join(", "), sum.join(" + ")), &[])?;
@@ -231,12 +226,7 @@ fn remove_together(transaction: &mut Transaction<'_>, group: &[Target]) -> Resul
 }
 
 /// Names the rows that are there still, and who holds them.
-fn name_left(
-    client: &mut Client,
-    target: &Target,
-    why: Option<&str>,
-    rows: &mut Rows,
-) -> Result<(), postgres::Error> {
+fn name_left(client: &mut Client, target: &Target, why: Option<&str>, rows: &mut Rows) -> Result<(), postgres::Error> {
     let whose: Vec<_> = target
         .children
         .iter()

@@ -86,8 +86,7 @@ fn look(
               GROUP BY k HAVING {is_there}"
         )
     };
-    transaction
-        .batch_execute(&format!("DROP TABLE IF EXISTS {found}; CREATE UNLOGGED TABLE {found} AS {keys}"))?;
+    transaction.batch_execute(&format!("DROP TABLE IF EXISTS {found}; CREATE UNLOGGED TABLE {found} AS {keys}"))?;
     if !is_plain {
         follow(transaction, target, &log, &moved, found)?;
     }
