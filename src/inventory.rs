@@ -222,9 +222,13 @@ impl Inventory {
 
     /// Notes what became of the rows that the run had made among the user's own.
     pub fn rows_removed(&self, rows: &Rows) {
-        let (run, left) = (self.run, rows.left.clone());
-        self.writer.tell(move |db| touch::removed(db, run, &left));
+        let (run, left, is_known) = (self.run, rows.left.clone(), rows.is_known);
+        self.writer.tell(move |db| touch::removed(db, run, &left, is_known));
         let mut all = self.rows();
+        if !is_known {
+            return;
+        }
+        all.is_broken |= rows.is_broken;
         all.removed += rows.removed;
         all.left.clone_from(&rows.left);
         all.changed.extend(rows.changed.iter().cloned());

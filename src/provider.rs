@@ -122,6 +122,10 @@ pub type Sink<'a> = dyn FnMut(Seen) -> anyhow::Result<()> + 'a;
 /// What became of the rows that a run made among the user's own.
 #[derive(Debug, Default)]
 pub struct Rows {
+    /// Whether the log was there that tells of them; else they were removed before.
+    pub is_known: bool,
+    /// Whether the server broke down meanwhile, and lost what it had not told yet.
+    pub is_broken: bool,
     /// How many were removed.
     pub removed: u64,
     /// Those that were not.
@@ -144,6 +148,12 @@ impl Rows {
                 )
             })
             .collect();
+        if self.is_broken {
+            notices.push(
+                "the server broke down during the run; rows written in its last second before are not known and may stay"
+                    .to_owned(),
+            );
+        }
         let stays: Vec<_> = self.left.iter().filter(|fate| fate.stays).collect();
         if let Some(first) = stays.first() {
             let n = u64::try_from(stays.len()).unwrap_or(0);

@@ -214,8 +214,9 @@ fn home(
     };
     let (uncleaned, without_cleaner) = clean_records(&run, roster, keep);
     let mut kept = 0;
+    let mut notices_of_leaving = Vec::new();
     if keep {
-        leave(&run);
+        notices_of_leaving = leave(&run);
         // What only says on a server that the run lives is of no use to anybody.
         let is_of_use = |resource: &Resource| resource.place != Place::Run || resource.kind != ResourceKind::Database;
         for item in run.inventory.owed().into_iter().filter(|item| is_of_use(&item.resource)) {
@@ -229,6 +230,7 @@ fn home(
     let mut notices = started.notices.clone();
     notices.extend(tally.notices.iter().cloned());
     notices.extend(untouched);
+    notices.extend(notices_of_leaving);
     notices.extend(run.inventory.rows().notices());
     notices.extend(missing_reports(&tally, served.ended, command, recognised));
     let state = match served.ended {
@@ -270,14 +272,17 @@ fn home(
 }
 
 /// Leaves what the run made, and takes it off from what is not the run's own.
-fn leave(run: &Run) {
+fn leave(run: &Run) -> Vec<String> {
     harvest::harvest(run, Duration::ZERO, |_| true);
+    let mut left = Vec::new();
     for resource in run.inventory.made() {
         if let Some(provider) = run.providers.iter().find(|provider| provider.id() == resource.provider) {
-            let _ = provider.let_go(&resource);
+            let why = provider.let_go(&resource).err();
+            left.extend(why.map(|why| format!("triggers stay on your tables, and do nothing: {}", one_line(&why))));
         }
     }
     run.inventory.rows_kept();
+    left
 }
 
 /// What became of the ledger, where it is not as it should be. It is first of all a story:

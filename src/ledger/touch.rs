@@ -191,10 +191,11 @@ fn test_at(db: &Connection, run: RunKey, worker: &str, at: i64, tolerance: i64) 
 }
 
 /// Writes down what became of the rows that the run had made among the user's own: all were
-/// removed but these.
-pub fn removed(db: &Connection, run: RunKey, left: &[Fate]) -> Result<()> {
+/// removed but these. Where that is not known any more, those that were left alone stay so.
+pub fn removed(db: &Connection, run: RunKey, left: &[Fate], is_known: bool) -> Result<()> {
     let of_run = "run = ?1 AND lane IS NULL AND op = 'insert' AND worker IS NOT NULL";
-    db.execute(&format!("UPDATE touch SET state = NULL, note = NULL WHERE {of_run} AND state = 'stuck'"), [run.0])?;
+    let again = if is_known { "state IN ('stuck', 'kept')" } else { "state = 'stuck'" };
+    db.execute(&format!("UPDATE touch SET state = NULL, note = NULL WHERE {of_run} AND {again}"), [run.0])?;
     let mut stays = db.prepare_cached(
         "UPDATE touch SET state = ?4, note = ?5 WHERE run = ?1 AND kind = ?2 AND key = ?3 AND lane IS NULL AND op = 'insert' AND state IS NULL",
     )?;

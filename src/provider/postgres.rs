@@ -281,7 +281,8 @@ impl Provider for Postgres {
         };
         let skipped = match &self.separation {
             Separation::Database(databases) => databases.skipped(),
-            Separation::Schema(_) | Separation::Shared(_) => Vec::new(),
+            Separation::Shared(shared) => shared.skipped(),
+            Separation::Schema(_) => Vec::new(),
         };
         let unwatched = match &self.separation {
             Separation::Database(databases) => databases.unwatched(),

@@ -281,6 +281,9 @@ fn providers(settings: &Settings, root: &Path, owner: &Owner) -> anyhow::Result<
     if settings.isolation == Isolation::None {
         return Ok(providers);
     }
+    if settings.isolation == Isolation::Shared {
+        refuse_to_share(settings)?;
+    }
     let mut known = HashSet::new();
     let has_setup = settings.setup.is_some();
     for address in settings.addresses() {
@@ -304,6 +307,26 @@ fn providers(settings: &Settings, root: &Path, owner: &Owner) -> anyhow::Result<
         }
     }
     Ok(providers)
+}
+
+/// What cannot be shared is refused before anything is made.
+fn refuse_to_share(settings: &Settings) -> anyhow::Result<()> {
+    if settings.embedded {
+        return Err(Stop::not_started(
+            "--isolation shared works on your own tables, and no database is named: --database-url names one",
+        ));
+    }
+    if settings.addresses().any(|address| !matches!(address, Address::Postgres(_))) {
+        return Err(Stop::not_started(
+            "--isolation shared needs PostgreSQL, and a database that is named is SQLite: --isolation database gives each lane a copy of the file",
+        ));
+    }
+    if settings.setup.is_some() {
+        return Err(Stop::not_started(
+            "--setup makes a state for lanes of their own, and --isolation shared has none: leave one of the two out",
+        ));
+    }
+    Ok(())
 }
 
 /// The command as a shell would be given it.

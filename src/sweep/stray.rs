@@ -295,8 +295,16 @@ fn remove_marked(server: &Server, strays: &[(&Stray, &Mark)]) -> SweepReport {
         let stuck = Mutex::new(Vec::new());
         // Removals of databases that go at the same time share a checkpoint, and roles go after
         // the schemas that they own.
-        for kind in [ResourceKind::Database, ResourceKind::Schema, ResourceKind::Role] {
-            let of_kind: Vec<_> = left.iter().filter(|(stray, _)| stray.resource.kind == kind).copied().collect();
+        // What a run wrote among the user's own goes when nobody of it writes any more.
+        let kinds = [
+            (ResourceKind::Database, false),
+            (ResourceKind::Schema, false),
+            (ResourceKind::Role, false),
+            (ResourceKind::Schema, true),
+        ];
+        for (kind, knows_rows) in kinds {
+            let is_one = |stray: &Stray| stray.resource.kind == kind && stray.resource.knows_rows() == knows_rows;
+            let of_kind: Vec<_> = left.iter().filter(|(stray, _)| is_one(stray)).copied().collect();
             let together = if kind == ResourceKind::Database { 1 } else { TOGETHER };
             beside(of_kind.chunks(together), |some| {
                 let stuck_now = remove_some(server, some);
@@ -312,13 +320,21 @@ fn remove_marked(server: &Server, strays: &[(&Stray, &Mark)]) -> SweepReport {
 /// Removes these together, or each alone where that does not go; what does not go alone
 /// either comes back, with why.
 fn remove_some(server: &Server, some: &[(&Stray, &Mark)]) -> Vec<(Resource, String)> {
-    let things: Vec<_> = some.iter().map(|(stray, mark)| (&stray.resource, *mark)).collect();
+    let mut stuck = Vec::new();
+    let mut things: Vec<_> = some.iter().map(|(stray, mark)| (&stray.resource, *mark)).collect();
+    things.retain(|(resource, mark)| {
+        let rows = if resource.knows_rows() { server.remove_rows_proven(resource, mark) } else { return true };
+        let gone = rows.and_then(|rows| rows.ensure_gone());
+        stuck.extend(gone.as_ref().err().map(|why| ((*resource).clone(), one_line(why))));
+        gone.is_ok()
+    });
     if things.len() > 1 && server.remove_proven(&things).is_ok() {
-        return Vec::new();
+        return stuck;
     }
     let alone = things.into_iter().filter_map(|(resource, mark)| {
         let why = server.remove_proven(&[(resource, mark)]).err()?;
         Some((resource.clone(), one_line(&why)))
     });
-    alone.collect()
+    stuck.extend(alone);
+    stuck
 }

@@ -42,7 +42,9 @@ impl Wishes {
                 "--rounds" => wishes.rounds = value().parse().expect("--rounds takes a number"),
                 "--seed" => wishes.seed = value().parse().expect("--seed takes a number"),
                 "--workers" => wishes.workers = Some(value().parse().expect("--workers takes a number")),
-                "--on" => wishes.on = Some(Kind::parse(&value()).expect("--on takes sqlite, database or schema")),
+                "--on" => {
+                    wishes.on = Some(Kind::parse(&value()).expect("--on takes sqlite, database, schema or shared"))
+                }
                 // Options of Rust's own test programs mean nothing here.
                 option if option.starts_with('-') => {}
                 _ => wishes.words.push(word),

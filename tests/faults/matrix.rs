@@ -138,6 +138,10 @@ fn cell(scene: &Scene, point: &str, (kind, blow): Column) -> (Cell, Vec<String>)
             break;
         }
         cell.struck += 1;
+        if (kind, blow) == (Kind::Shared, Blow::Restart) {
+            // What the server had not told before it broke down, it has forgotten.
+            scene.forget_rows();
+        }
         let (mut left, time) = scene.leftovers(&lab);
         cell.slowest = cell.slowest.max(time);
         left.extend(Scene::next_run(&lab));

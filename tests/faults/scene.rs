@@ -13,6 +13,20 @@ use crate::lab::{Database, Lab, Program, Server, alive_in};
 const LIMIT: Duration = Duration::from_secs(5);
 /// What a stranger called like isolane's own.
 const LOOK_ALIKE: &str = "isolane_000000000000_w0";
+/// Rows of others in the user's own schema, and which there are.
+const THEIRS: &str = "CREATE TABLE customers (id serial PRIMARY KEY, who text);
+    CREATE TABLE orders (id serial PRIMARY KEY, customer int NOT NULL REFERENCES customers ON DELETE CASCADE);
+    CREATE TABLE alike (what text);
+    INSERT INTO customers (who) VALUES ('theirs'), ('theirs'); INSERT INTO orders (customer) VALUES (1), (2);
+    INSERT INTO alike VALUES ('same'), ('same')";
+const ROWS: &str =
+    "SELECT 'row of customers ' || c FROM customers c UNION ALL SELECT 'row of orders ' || o FROM orders o
+    UNION ALL SELECT count(*) || ' rows of alike ' || a FROM alike a GROUP BY a UNION ALL
+    SELECT 'trigger ' || tgname FROM pg_trigger WHERE NOT tgisinternal";
+/// What a worker writes there.
+const WRITES: &str = "INSERT INTO customers (who) VALUES (''$WORKER_ID''), (''$WORKER_ID'');
+    INSERT INTO orders (customer) SELECT id FROM customers WHERE who = ''$WORKER_ID''; INSERT INTO alike VALUES (''same'');
+    UPDATE customers SET id = id + 1000 WHERE who = ''none''";
 
 /// Where lanes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,10 +34,11 @@ pub enum Kind {
     Sqlite,
     Database,
     Schema,
+    Shared,
 }
 
 impl Kind {
-    pub const ALL: [Self; 3] = [Self::Sqlite, Self::Database, Self::Schema];
+    pub const ALL: [Self; 4] = [Self::Sqlite, Self::Database, Self::Schema, Self::Shared];
 
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.word() == word)
@@ -34,6 +49,7 @@ impl Kind {
             Self::Sqlite => "sqlite",
             Self::Database => "database",
             Self::Schema => "schema",
+            Self::Shared => "shared",
         }
     }
 }
@@ -53,14 +69,28 @@ impl<'a> Scene<'a> {
             server.sql("postgres", &format!("CREATE {made} {LOOK_ALIKE}"));
         }
         let database = server.database("CREATEDB CREATEROLE");
-        database.sql(&format!("CREATE SCHEMA {LOOK_ALIKE}; CREATE TABLE {LOOK_ALIKE}.theirs (id int)"));
+        database.sql(&format!("CREATE SCHEMA {LOOK_ALIKE}; CREATE TABLE {LOOK_ALIKE}.theirs (id int); {THEIRS}"));
         let other = server.database("CREATEDB CREATEROLE");
         let lab = Lab::on(&other);
         let living = lab.sh("", ": >$SEEN/there; exec sleep 3600").start();
         crate::lab::wait_until("the other run lives", || lab.path("../seen/there").exists());
         let mut scene = Self { server, database, before: Vec::new(), living: Some((lab, living)) };
-        scene.before = server.snapshot();
+        scene.before = scene.now();
         scene
+    }
+
+    /// All that is on the server.
+    fn now(&self) -> Vec<String> {
+        let mut now = self.server.snapshot();
+        now.extend(self.server.texts(&self.database.name, ROWS));
+        now
+    }
+
+    /// Removes rows that nobody can know of any more.
+    pub fn forget_rows(&self) {
+        self.database.sql(
+            "DELETE FROM customers WHERE who <> 'theirs'; TRUNCATE alike; INSERT INTO alike VALUES ('same'), ('same')",
+        );
     }
 
     /// A project with a command for `workers` that each make something.
@@ -70,10 +100,13 @@ impl<'a> Scene<'a> {
         } else {
             Lab::on(&self.database)
         };
-        let (setup, work) = if kind == Kind::Sqlite {
-            (": >$ISOLANE_SCHEMA", ": >>$ISOLANE_SCHEMA; : >$TMPDIR/mine")
-        } else {
-            ("psql -qXc 'CREATE TABLE goods (id int)'", "psql -qXc 'CREATE TABLE mine (id int)'; : >$TMPDIR/mine")
+        let writes = format!("psql -qXc \"{}\"; : >$TMPDIR/mine", WRITES.replace("''", "'"));
+        let (setup, work) = match kind {
+            Kind::Sqlite => (": >$ISOLANE_SCHEMA", ": >>$ISOLANE_SCHEMA; : >$TMPDIR/mine"),
+            Kind::Shared => ("", &writes as &str),
+            Kind::Database | Kind::Schema => {
+                ("psql -qXc 'CREATE TABLE goods (id int)'", "psql -qXc 'CREATE TABLE mine (id int)'; : >$TMPDIR/mine")
+            }
         };
         lab.file("setup.sh", setup).file("work.sh", work);
         // Beside what is isolane's own: it must stay.
@@ -84,7 +117,8 @@ impl<'a> Scene<'a> {
 
     /// The run that is going to die.
     pub fn run(lab: &Lab, kind: Kind, workers: u32, has_setup: bool, then: &str) -> Program {
-        let isolation = if kind == Kind::Schema { "schema" } else { "database" };
+        let isolation = if kind == Kind::Sqlite { "database" } else { kind.word() };
+        let has_setup = has_setup && kind != Kind::Shared;
         let script = format!("sh work.sh{then}");
         let run = lab.isolane(&format!("run --isolation {isolation} -n {workers}"));
         let run = if has_setup { run.arg_all(["--setup", "sh setup.sh"]) } else { run };
@@ -111,7 +145,7 @@ impl<'a> Scene<'a> {
         }
         let files = fs::read_dir(lab.tmp()).expect("a folder").flatten();
         left.extend(files.map(|entry| format!("file {}", entry.path().display())));
-        let now = self.server.snapshot();
+        let now = self.now();
         left.extend(now.iter().filter(|line| !self.before.contains(line)).map(|line| format!("new: {line}")));
         left.extend(self.before.iter().filter(|line| !now.contains(line)).map(|line| format!("gone: {line}")));
         if !lab.path("../beside").join(LOOK_ALIKE).exists() {

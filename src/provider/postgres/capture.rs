@@ -24,8 +24,14 @@ use table::Table;
 /// How long a lock on one of the user's tables is waited for. Less than the second after
 /// which the server looks for deadlocks: it is always isolane that gives way.
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '500ms'";
-/// How often the locks are tried for.
-const TRIES: u32 = 20;
+/// How often the locks are tried for, to watch tables and to leave them alone: what is not undone is
+/// tried again by who undoes it.
+const TRIES: (u32, u32) = (20, 4);
+
+/// How far the numbers of two lanes' tables are apart.
+const LANES_APART: i32 = 100_000;
+/// What a value looks like as text must not hang on the session: keys are compared by it.
+pub const TEXTS: &str = "SET timezone = 'UTC' SET datestyle = 'ISO, MDY' SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = 1";
 
 /// How a writer is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,11 +64,12 @@ impl Home {
         format!(
             "DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}; COMMENT ON SCHEMA {schema} IS '{mark}';
              CREATE TABLE {schema}.watched (rel int PRIMARY KEY, oid oid NOT NULL, kind text NOT NULL, own_kind text NOT NULL,
-                 lane int, columns text[] NOT NULL, types text[] NOT NULL, form \"char\" NOT NULL);
+                 lane int, columns text[] NOT NULL, attnums int2[] NOT NULL, types text[] NOT NULL, form \"char\" NOT NULL);
              CREATE UNLOGGED TABLE {schema}.log (at timestamptz NOT NULL, pid int NOT NULL, rel int NOT NULL, op \"char\" NOT NULL,
                  who name NOT NULL, app text, lane int, keys text[] NOT NULL, was text[]);
              ALTER TABLE {schema}.log ALTER keys SET STORAGE EXTERNAL;
-             CREATE UNLOGGED TABLE {schema}.harvested (LIKE {schema}.log INCLUDING STORAGE);
+             CREATE TABLE {schema}.harvested (LIKE {schema}.log INCLUDING STORAGE);
+             CREATE UNLOGGED TABLE {schema}.unbroken AS SELECT 1 AS one;
              CREATE UNLOGGED TABLE {schema}.image (at timestamptz NOT NULL, rel int NOT NULL, key text, row jsonb NOT NULL);
              CREATE FUNCTION {schema}.truncated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $isolane$ BEGIN
                  INSERT INTO {schema}.log (at, pid, rel, op, who, app, keys) VALUES (pg_catalog.clock_timestamp(), pg_catalog.pg_backend_pid(),
@@ -87,16 +94,18 @@ impl Home {
             )
         };
         format!(
-            "INSERT INTO {schema}.watched VALUES ({rel}, {oid}, {kind}, {own_kind}, {lane}, {columns}, {types}, '{form}');
-             CREATE FUNCTION {schema}.t{rel}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $isolane$ {body} $isolane$;
+            "INSERT INTO {schema}.watched VALUES ({rel}, {oid}, {kind}, {own_kind}, {lane}, {columns}, ARRAY[{attnums}]::int2[], {types}, '{form}');
+             CREATE FUNCTION {schema}.t{rel}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER {settings} AS $isolane$ {body} $isolane$;
              {insert}{update}{delete}CREATE TRIGGER {truncate} BEFORE TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION {schema}.truncated({rel});\n",
             oid = table.oid,
             kind = quoted(&table.kind),
             own_kind = quoted(&table.own_kind),
             lane = ground.number().map_or("NULL".to_owned(), |number| number.to_string()),
             columns = list(&table.key.columns),
+            attnums = table.attnums.iter().map(i16::to_string).collect::<Vec<_>>().join(", "),
             types = list(&table.key.types),
             form = table.key.form.letter(),
+            settings = if table.key.is_plain { "" } else { TEXTS },
             body = self.body(table, rel),
             insert = after("INSERT", "NEW TABLE AS isolane_new"),
             update = after("UPDATE", "NEW TABLE AS isolane_new OLD TABLE AS isolane_old"),
@@ -117,7 +126,7 @@ impl Home {
         };
         let image = format!(
             "INSERT INTO {schema}.image (at, rel, key, row) SELECT now_, {rel}, o.k, o.image FROM ({}) AS o;",
-            table.key.of_each("isolane_old", ", pg_catalog.to_jsonb(n) AS image")
+            table.key.of_each("isolane_old", ", pg_catalog.to_jsonb(isolane_row) AS image")
         );
         let note = |op: char, keys: &str, rows: &str| {
             let plain = format!("{log} VALUES ({}, NULL, {keys}, NULL);", head(op));
@@ -125,7 +134,7 @@ impl Home {
                 return plain;
             }
             let lane = format!(
-                ", pg_catalog.substring(n::pg_catalog.text, 'i{}w([0-9]{{1,4}})x')::pg_catalog.int4 AS lane",
+                ", pg_catalog.substring(isolane_row::pg_catalog.text, 'i{}w([0-9]{{1,4}})x')::pg_catalog.int4 AS lane",
                 self.tag
             );
             format!(
@@ -136,7 +145,8 @@ impl Home {
             )
         };
         format!(
-            "DECLARE now_ pg_catalog.timestamptz := pg_catalog.clock_timestamp(); new_ pg_catalog.text[]; old_ pg_catalog.text[]; BEGIN
+            "#variable_conflict use_column
+             DECLARE now_ pg_catalog.timestamptz := pg_catalog.clock_timestamp(); new_ pg_catalog.text[]; old_ pg_catalog.text[]; BEGIN
              IF TG_OP OPERATOR(pg_catalog.=) 'INSERT' THEN
                  {insert}
              ELSE
@@ -175,31 +185,41 @@ impl Home {
 
     /// Makes the log and watches these tables, all or nothing.
     pub fn install(&self, client: &mut Client, tables: &[Table], ground: Ground) -> Result<(), postgres::Error> {
-        begin(client, &(self.found() + &self.watch_all(tables, ground)))
+        begin(client, &(self.found() + &self.watch_all(tables, ground, base(ground))))
     }
 
     /// Watches these tables as well.
     pub fn extend(&self, client: &mut Client, tables: &[Table], ground: Ground) -> Result<(), postgres::Error> {
-        begin(client, &self.watch_all(tables, ground))
+        // A lane that is made again has other tables, and the log may still tell of the first.
+        let next = format!(
+            "SELECT coalesce(max(rel) + 1, $1) FROM {}.watched WHERE rel BETWEEN $1 AND $1 + {}",
+            self.schema,
+            LANES_APART - 1
+        );
+        let first = client.query_one(&next, &[&base(ground)])?.get(0);
+        begin(client, &self.watch_all(tables, ground, first))
     }
 
-    fn watch_all(&self, tables: &[Table], ground: Ground) -> String {
-        // Lanes that share a log have numbers of their own.
-        let base = (ground.number().unwrap_or(-1) + 1) * 100_000;
+    fn watch_all(&self, tables: &[Table], ground: Ground, first: i32) -> String {
         let tables = tables.iter().filter(|table| table.may_watch);
-        (base..).zip(tables).map(|(rel, table)| self.watch(table, rel, ground)).collect()
+        (first..).zip(tables).map(|(rel, table)| self.watch(table, rel, ground)).collect()
     }
+}
+
+/// Lanes that share a log have numbers of their own for their tables, from this one on.
+fn base(ground: Ground) -> i32 {
+    (ground.number().unwrap_or(-1) + 1) * LANES_APART
 }
 
 /// Watches tables in one transaction.
 fn begin(client: &mut Client, sql: &str) -> Result<(), postgres::Error> {
     // Bodies are looked at when they run, and these are known to be good.
-    patiently(client, &format!("BEGIN; {LOCK_TIMEOUT}; SET LOCAL check_function_bodies = off; {sql} COMMIT;"))
+    patiently(client, &format!("BEGIN; {LOCK_TIMEOUT}; SET LOCAL check_function_bodies = off; {sql} COMMIT;"), TRIES.0)
 }
 
 /// Does this in a transaction that needs locks on the user's tables, again and again until it
 /// gets them.
-fn patiently(client: &mut Client, sql: &str) -> Result<(), postgres::Error> {
+fn patiently(client: &mut Client, sql: &str, most: u32) -> Result<(), postgres::Error> {
     let mut tries = 0;
     loop {
         let error = match client.batch_execute(sql) {
@@ -211,12 +231,40 @@ fn patiently(client: &mut Client, sql: &str) -> Result<(), postgres::Error> {
         let in_the_way = [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED]
             .iter()
             .any(|code| error.code() == Some(code));
-        if !in_the_way || tries == TRIES {
+        if !in_the_way || tries == most {
             return Err(error);
         }
         // Whoever waits behind us gets a turn.
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
+}
+
+/// Lets the triggers of this schema's log do nothing from now on, for which no lock on any table
+/// is needed.
+pub fn quiet(client: &mut Client, schema: &Identifier) -> Result<(), postgres::Error> {
+    let quiet = "DO $quiet$ DECLARE name text; BEGIN
+             FOR name IN SELECT format('%I.%I()', n.nspname, p.proname)
+                 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE format('\"%s\"', n.nspname) = '{schema}' LOOP
+                 EXECUTE format('CREATE OR REPLACE FUNCTION %s RETURNS trigger LANGUAGE plpgsql AS ''BEGIN RETURN NULL; END''', name);
+             END LOOP;
+         END $quiet$";
+    client.batch_execute(&quiet.replace("{schema}", &schema.to_string()))
+}
+
+/// Who holds a lock on one of these tables that keeps triggers from being made (or, if `any`, from
+/// being taken away), in words.
+pub fn in_the_way(client: &mut Client, tables: &[u32], any: bool) -> Result<Option<String>, postgres::Error> {
+    let sql = "SELECT format('session %s of %s%s has a lock on %s', l.pid, coalesce(a.usename, 'nobody'),
+                      coalesce(' (' || nullif(a.application_name, '') || ')', ''), l.relation::regclass)
+                 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+                WHERE l.relation = ANY ($1) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+                  AND ($2 OR l.mode NOT IN ('AccessShareLock', 'RowShareLock')) ORDER BY a.xact_start LIMIT 1";
+    Ok(client.query_opt(sql, &[&tables, &any])?.map(|row| row.get(0)))
+}
+
+/// The tables that this schema's log watches.
+pub fn watched_by(client: &mut Client, schema: &Identifier) -> Result<Vec<u32>, postgres::Error> {
+    Ok(client.query(&format!("SELECT oid FROM {schema}.watched"), &[])?.iter().map(|row| row.get(0)).collect())
 }
 
 /// Takes the triggers of this schema's log away, and leaves the log.
@@ -226,12 +274,12 @@ pub fn stop(client: &mut Client, schema: &Identifier) -> Result<(), postgres::Er
         FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE format('\"%s\"', n.nspname) = $1";
     let functions: Option<String> = client.query_one(functions, &[&schema.to_string()])?.get(0);
     let Some(functions) = functions else { return Ok(()) };
-    patiently(client, &format!("BEGIN; {LOCK_TIMEOUT}; DROP FUNCTION {functions} CASCADE; COMMIT;"))
+    patiently(client, &format!("BEGIN; {LOCK_TIMEOUT}; DROP FUNCTION {functions} CASCADE; COMMIT;"), TRIES.1)
 }
 
 /// Drops a schema with what is in it, and its triggers wherever they are, all at once.
 pub fn drop_schema(client: &mut Client, schema: &Identifier) -> Result<(), postgres::Error> {
-    patiently(client, &format!("BEGIN; {LOCK_TIMEOUT}; DROP SCHEMA IF EXISTS {schema} CASCADE; COMMIT;"))
+    patiently(client, &format!("BEGIN; {LOCK_TIMEOUT}; DROP SCHEMA IF EXISTS {schema} CASCADE; COMMIT;"), TRIES.1)
 }
 
 /// SQL that takes away what a copy has of other runs' logs, as far as the login may.

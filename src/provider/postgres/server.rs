@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, Config};
@@ -53,6 +53,15 @@ const USERS: &str = "SELECT string_agg(DISTINCT coalesce(usename, 'the server'),
 /// libpq's clients take from `PGAPPNAME`.
 const END_SESSIONS_OF_LANE: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE (usename = $1 OR application_name = $1) AND pid <> pg_backend_pid()";
+
+/// A lane's role may be a member of the login, which has no power over it then: they change
+/// places. (A superuser has it anyway.)
+const REACH: &str = "DECLARE member text; BEGIN
+    FOR member IN SELECT r.rolname FROM pg_roles r JOIN pg_auth_members m ON m.member = r.oid JOIN pg_roles u ON u.oid = m.roleid
+        WHERE r.rolname IN ({names}) AND u.rolname = session_user AND NOT pg_has_role(session_user, r.oid, 'USAGE') LOOP
+        EXECUTE format('REVOKE %I FROM %I', session_user, member);
+        EXECUTE format('GRANT %I TO %I', member, session_user);
+    END LOOP; END;";
 
 impl Server {
     /// How the id of every server begins.
@@ -132,6 +141,7 @@ impl Server {
                      FROM {catalog} JOIN (VALUES {marks}) AS found (wanted, mark) ON {name} = wanted LOOP
                      IF thing.comment IS DISTINCT FROM thing.mark THEN RAISE 'it carries another mark now'; END IF;
                  END LOOP;
+                 {reach}
                  PERFORM pg_terminate_backend(pid) FROM pg_stat_get_activity(NULL)
                    WHERE {within} AND pid <> pg_backend_pid();
                  FOR thing IN SELECT {name}::text AS name FROM {catalog} WHERE {name} IN ({names}) LOOP
@@ -140,6 +150,7 @@ impl Server {
              END $proven$",
             held = claim::HELD,
             number = claim::NUMBER,
+            reach = if first.kind == ResourceKind::Role { REACH.replace("{names}", &names) } else { String::new() },
             keys = list(&|(_, mark)| claim::key(&mark.run.tag()).to_string()),
             marks = list(&|(resource, mark)| format!("({}, {})", literal(&resource.name), literal(&mark.to_string()))),
         );
@@ -256,11 +267,26 @@ impl Server {
 
     /// Removes the rows that the log knows the run to have made in the user's own tables.
     pub fn remove_rows(&self, resource: &Resource) -> anyhow::Result<Rows> {
-        if (resource.kind, resource.place) != (ResourceKind::Schema, Place::Run) {
+        self.remove_rows_of(resource, &self.tag)
+    }
+
+    fn remove_rows_of(&self, resource: &Resource, tag: &Tag) -> anyhow::Result<Rows> {
+        if !resource.knows_rows() {
             return Ok(Rows::default());
         }
         let mut client = connection::own_session(&self.config)?;
-        rows::remove(&mut client, &identifier(&resource.name)?, &self.tag)
+        rows::remove(&mut client, &identifier(&resource.name)?, tag)
+    }
+
+    /// Removes the rows that this log knows, if its run is dead and it still carries this mark.
+    pub fn remove_rows_proven(&self, log: &Resource, mark: &Mark) -> anyhow::Result<Rows> {
+        let carries = "SELECT obj_description(oid, 'pg_namespace') FROM pg_namespace WHERE nspname = $1";
+        let found = self.own.with(|client| client.query_opt(carries, &[&log.name])).map_err(readable)?;
+        let Some(found) = found else { return Ok(Rows::default()) };
+        ensure!(found.get::<_, Option<String>>(0) == Some(mark.to_string()), "it carries another mark now");
+        let tag = mark.run.tag();
+        ensure!(self.living(&BTreeSet::from([tag.clone()]))?.is_empty(), "its run lives");
+        self.remove_rows_of(log, &tag)
     }
 
     /// Takes the triggers off the user's tables; the log stays.
@@ -269,14 +295,35 @@ impl Server {
             return Ok(());
         }
         let schema = identifier(&resource.name)?;
-        self.own.with(|client| capture::stop(client, &schema)).map_err(readable)
+        self.own.with(|client| capture::quiet(client, &schema)).map_err(readable)?;
+        let stopped = self.own.with(|client| capture::stop(client, &schema)).map_err(readable);
+        self.tell_who(stopped, |client| capture::watched_by(client, &schema), true)
     }
 
     /// Drops a schema of the run's with what is in it.
     pub fn drop_schema(&self, name: &str) -> anyhow::Result<()> {
         let schema = identifier(name)?;
         // It may have triggers on tables that others work with.
-        self.own.with(|client| capture::drop_schema(client, &schema)).map_err(readable)
+        let dropped = self.own.with(|client| capture::drop_schema(client, &schema)).map_err(readable);
+        self.tell_who(dropped, |client| capture::watched_by(client, &schema), true)
+    }
+
+    /// Adds to an error who stands in the way, if somebody has a lock on one of these tables.
+    pub fn tell_who(
+        &self,
+        done: anyhow::Result<()>,
+        tables: impl Fn(&mut Client) -> Result<Vec<u32>, postgres::Error>,
+        any: bool,
+    ) -> anyhow::Result<()> {
+        let Err(error) = done else { return Ok(()) };
+        let find = |client: &mut Client| {
+            let tables = tables(client)?;
+            capture::in_the_way(client, &tables, any)
+        };
+        match self.own.with(find) {
+            Ok(Some(who)) => Err(error.context(format!("{who} and does not end its transaction"))),
+            _ => Err(error),
+        }
     }
 
     /// Drops a role of the run's with what it owns in the user's database.
@@ -291,9 +338,14 @@ impl Server {
             return Ok(());
         }
         // In one transaction: what the role owns goes only together with the role.
-        let sql = format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role};");
+        let sql = format!("{} DROP OWNED BY {role} CASCADE; DROP ROLE {role};", reach(name));
         self.own.with(|client| client.batch_execute(&sql)).map_err(readable)
     }
+}
+
+/// SQL that lets the login end a role of the run's and its sessions.
+fn reach(name: &str) -> String {
+    format!("DO $reach$ BEGIN {} END $reach$;", REACH.replace("{names}", &format!("'{name}'")))
 }
 
 /// The databases to be connected to while databases are made and dropped, the best first:
@@ -380,9 +432,13 @@ impl Site for Server {
 
     fn disconnect(&self, resource: &Resource) -> anyhow::Result<()> {
         match resource.kind {
-            ResourceKind::Database => self.end_sessions_in(&resource.name),
-            _ => end(&self.own, END_SESSIONS_OF_LANE, &resource.name),
+            ResourceKind::Database => return self.end_sessions_in(&resource.name),
+            ResourceKind::Role => {
+                self.own.with(|client| client.batch_execute(&reach(&resource.name))).map_err(readable)?
+            }
+            _ => {}
         }
+        end(&self.own, END_SESSIONS_OF_LANE, &resource.name)
     }
 
     fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
@@ -394,5 +450,17 @@ impl Site for Server {
             ResourceKind::File | ResourceKind::Directory => bail!("a server has no {}", resource.kind.as_str()),
         };
         removed.with_context(|| format!("cannot remove the {} {name}", resource.kind.as_str()))
+    }
+
+    fn harvest(&self, resource: &Resource, margin: Duration, sink: &mut Sink<'_>) -> anyhow::Result<()> {
+        Self::harvest(self, resource, margin, sink)
+    }
+
+    fn remove_rows(&self, resource: &Resource) -> anyhow::Result<Rows> {
+        Self::remove_rows(self, resource)
+    }
+
+    fn let_go(&self, resource: &Resource) -> anyhow::Result<()> {
+        Self::let_go(self, resource)
     }
 }

@@ -3,7 +3,7 @@
 //! ownership and privileges are the user's while `session_user` tells the lane. Else lanes
 //! have the user's own login and are told apart by the name that they give to the server.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, ensure};
@@ -38,12 +38,16 @@ pub struct Shared {
     pub no_capture: Option<String>,
     /// Tables that are not watched, for want of a privilege.
     pub unwatched: Vec<String>,
+    /// Who lanes become: the user's role, or who that becomes at login.
+    becomes: String,
+    /// Settings that lanes have to do without.
+    skipped: Mutex<BTreeSet<String>>,
     passwords: Mutex<HashMap<Place, Secret>>,
 }
 
 const SETTINGS: &str = "SELECT unnest(s.setconfig) AS setting, s.setdatabase <> 0 AS here
     FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole
-   WHERE r.rolname = current_user AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+   WHERE r.rolname = session_user AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
    ORDER BY here";
 
 impl Shared {
@@ -83,7 +87,11 @@ impl Shared {
         } else {
             Vec::new()
         };
+        let becomes =
+            server.own.with(|client| client.query_one("SELECT current_user::text", &[])).map_err(readable)?.get(0);
         Ok(Self {
+            becomes,
+            skipped: Mutex::default(),
             server: Arc::clone(server),
             address: address.clone(),
             names: names.clone(),
@@ -111,6 +119,11 @@ impl Shared {
         (!all.is_empty()).then(|| all.join("; "))
     }
 
+    /// The settings of the user's role that the login may not give to another.
+    pub fn skipped(&self) -> Vec<String> {
+        self.skipped.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
     /// The password of a lane's role; it is made up here and kept nowhere else.
     pub fn password(&self, place: Place) -> Secret {
         let mut passwords = self.passwords.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,13 +133,11 @@ impl Shared {
     /// Makes the log and puts triggers on the user's tables.
     pub fn watch(&self, schema: &str) -> anyhow::Result<()> {
         let home = Home::new(schema, &self.names.tag, self.names.mark(Place::Run), Writers::Sessions)?;
-        self.server
-            .own
-            .with(|client| {
-                let tables: Vec<Table> = table::watched(client, &self.track)?;
-                home.install(client, &tables, Ground::Shared)
-            })
-            .map_err(readable)
+        let tables: Vec<Table> =
+            self.server.own.with(|client| table::watched(client, &self.track)).map_err(readable)?;
+        let made = self.server.own.with(|client| home.install(client, &tables, Ground::Shared)).map_err(readable);
+        let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+        self.server.tell_who(made, |_| Ok(oids.clone()), false)
     }
 
     /// Makes a lane's role, marked, which becomes the user's at login.
@@ -134,29 +145,48 @@ impl Shared {
         let name = self.names.of(place);
         let (role, user) = (identifier(&name)?, identifier(self.address.user())?);
         let verifier = postgres_protocol::password::scram_sha_256(self.password(place).reveal().as_bytes());
-        let mut sql = format!(
+        let sql = format!(
             "BEGIN; CREATE ROLE {role} LOGIN PASSWORD '{verifier}' IN ROLE {user}; COMMENT ON ROLE {role} IS '{}';",
             self.names.mark(place)
         );
         let database = identifier(self.address.database())?;
+        let mut settings = Vec::new();
         for (setting, is_here) in &self.settings {
             let Some((key, value)) = setting.split_once('=') else { continue };
             let quoted = |text: &str| text.replace('\'', "''");
             let of = if *is_here { format!("ROLE {role} IN DATABASE {database}") } else { format!("ROLE {role}") };
+            if key == "role" {
+                continue;
+            }
             // Through the session, because a list such as a search path must not be quoted as one.
-            sql.push_str(&format!(
+            let set = format!(
                 "SELECT set_config('{}', '{}', true); ALTER {of} SET {} FROM CURRENT;",
                 quoted(key),
                 quoted(value),
                 identifier(key)?
-            ));
+            );
+            settings.push((key, set));
         }
-        sql.push_str(&format!("ALTER ROLE {role} SET role = {user}; COMMIT;"));
-        let made = self.server.own.with(|client| {
-            client.batch_execute(&sql).inspect_err(|_| {
-                let _ = client.batch_execute("ROLLBACK");
+        let becomes = format!("ALTER ROLE {role} SET role = {};", identifier(&self.becomes)?);
+        let run = |sql: &str| {
+            self.server.own.with(|client| {
+                client.batch_execute(sql).inspect_err(|_| {
+                    let _ = client.batch_execute("ROLLBACK");
+                })
             })
-        });
+        };
+        let all: String = settings.iter().map(|(_, set)| set.as_str()).collect();
+        let mut made = run(&format!("{sql}{all}{becomes}COMMIT;"));
+        if made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::INSUFFICIENT_PRIVILEGE)) {
+            // Somebody with more rights has set something. Tests may well do without.
+            made = run(&format!("{sql}{becomes}COMMIT;"));
+            for (key, set) in settings.iter().filter(|_| made.is_ok()) {
+                if run(&format!("BEGIN; {set} COMMIT;")).is_err() {
+                    self.skipped.lock().unwrap_or_else(PoisonError::into_inner).insert((*key).to_owned());
+                }
+            }
+        }
+        let sql = format!("{sql}{becomes}COMMIT;");
         if made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::DUPLICATE_OBJECT)) {
             self.server.drop_role(&name)?;
             return self.server.own.with(|client| client.batch_execute(&sql)).map_err(readable);
@@ -177,7 +207,7 @@ impl Shared {
         let (session, current): (String, String) = (row.get(0), row.get(1));
         client.close()?;
         ensure!(
-            session == name && current == self.address.user(),
+            session == name && current == self.becomes,
             "a worker of {name} would be {session} and work as {current}"
         );
         Ok(())

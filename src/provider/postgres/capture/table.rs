@@ -23,6 +23,8 @@ pub struct Table {
     pub own_kind: String,
     /// How its rows are known.
     pub key: Key,
+    /// The numbers of its key's columns, which stay when they are renamed.
+    pub attnums: Vec<i16>,
     /// Whether the login may put triggers on it.
     pub may_watch: bool,
 }
@@ -36,6 +38,8 @@ pub struct Key {
     pub types: Vec<String>,
     /// How it is written down.
     pub form: Form,
+    /// Whether it is written down in the same way by every session, whatever that is set to.
+    pub is_plain: bool,
 }
 
 /// How a key is written down on the server.
@@ -77,15 +81,17 @@ impl Form {
 const TABLES: &str = "
 SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name,
        rn.nspname::text AS root_schema, rc.relname::text AS root_name,
-       k.columns, k.types, k.names AS type_names,
+       k.columns, k.attnums, k.types, k.names AS type_names, coalesce(k.plain, false) AS is_plain,
        has_table_privilege(c.oid, 'TRIGGER') AS may_watch
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_class rc ON rc.oid = CASE WHEN c.relispartition THEN pg_partition_root(c.oid) ELSE c.oid END
   JOIN pg_namespace rn ON rn.oid = rc.relnamespace
   LEFT JOIN LATERAL (
-       SELECT array_agg(a.attname::text ORDER BY u.n) AS columns,
-              array_agg(format_type(a.atttypid, NULL) ORDER BY u.n) AS types,
-              array_agg(t.typname::text ORDER BY u.n) AS names, bool_and(a.attnotnull) AS total
+       SELECT array_agg(a.attname::text ORDER BY u.n) AS columns, array_agg(a.attnum ORDER BY u.n) AS attnums,
+              array_agg(CASE WHEN t.typtype = 'b' AND t.typnamespace <> 'pg_catalog'::regnamespace THEN 'text' ELSE format_type(a.atttypid, -1) END ORDER BY u.n) AS types,
+              array_agg(CASE WHEN t.typnamespace = 'pg_catalog'::regnamespace THEN t.typname::text ELSE '' END ORDER BY u.n) AS names,
+              bool_and(t.typtype = 'e' OR t.oid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'text'::regtype, 'varchar'::regtype, 'bpchar'::regtype,
+                       'uuid'::regtype, 'name'::regtype, 'numeric'::regtype, 'bool'::regtype, 'date'::regtype, 'timestamp'::regtype)) AS plain
          FROM pg_index i, unnest(i.indkey::smallint[]) WITH ORDINALITY AS u (attnum, n)
          JOIN pg_attribute a ON a.attrelid = rc.oid AND a.attnum = u.attnum
          JOIN pg_type t ON t.oid = a.atttypid
@@ -143,7 +149,13 @@ fn table(row: &Row) -> Table {
         sql: format!("{}.{}", quoted(&schema), quoted(&name)),
         kind: format!("{root_schema}.{root_name}"),
         own_kind: format!("{schema}.{name}"),
-        key: Key { columns, types: row.get::<_, Option<_>>("types").unwrap_or_default(), form },
+        key: Key {
+            columns,
+            types: row.get::<_, Option<_>>("types").unwrap_or_default(),
+            form,
+            is_plain: row.get("is_plain"),
+        },
+        attnums: row.get::<_, Option<_>>("attnums").unwrap_or_default(),
         may_watch: row.get("may_watch"),
     }
 }
@@ -151,11 +163,11 @@ fn table(row: &Row) -> Table {
 impl Key {
     /// What the server has written down: see [`Key::write`].
     pub fn recall(columns: Vec<String>, types: Vec<String>, letter: &str) -> Self {
-        Self { columns, types, form: Form::parse(letter) }
+        Self { columns, types, form: Form::parse(letter), is_plain: false }
     }
 
-    /// SQL for the keys of `rows`, as `k`, each row being `n` to what else is selected. Should a
-    /// test have renamed or dropped a column, its name falls through to a null beside: a
+    /// SQL for the keys of `rows`, as `k`, each row being `isolane_row` to what else is selected: a
+    /// name that no column has, because a column's would go before it. Should a test have renamed or dropped a column, its name falls through to a null beside: a
     /// statement of the user's must not fail because of isolane.
     pub fn of_each(&self, rows: &str, else_: &str) -> String {
         let column = |name: &String| Identifier::new(name.as_str()).map_or_else(String::new, |name| name.to_string());
@@ -165,14 +177,14 @@ impl Key {
             Form::Array => format!("pg_catalog.jsonb_build_array({})::pg_catalog.text", columns.join(", ")),
             Form::Row => {
                 return format!(
-                    "SELECT pg_catalog.to_jsonb(n)::pg_catalog.text AS k{else_} FROM {rows} AS n LIMIT {MOST_ROWS}"
+                    "SELECT pg_catalog.to_jsonb(isolane_row)::pg_catalog.text AS k{else_} FROM {rows} AS isolane_row LIMIT {MOST_ROWS}"
                 );
             }
         };
         let missing =
             columns.iter().map(|name| format!("NULL::pg_catalog.text AS {name}")).collect::<Vec<_>>().join(", ");
         format!(
-            "SELECT (SELECT {key} FROM (SELECT n.*) AS r) AS k{else_} FROM {rows} AS n, (SELECT {missing}) AS missing LIMIT {MOST_ROWS}"
+            "SELECT (SELECT {key} FROM (SELECT isolane_row.*) AS isolane_it) AS k{else_} FROM {rows} AS isolane_row, (SELECT {missing}) AS isolane_missing LIMIT {MOST_ROWS}"
         )
     }
 
@@ -204,6 +216,7 @@ mod tests {
             columns: columns.iter().map(|&name| name.to_owned()).collect(),
             types: Vec::new(),
             form,
+            is_plain: true,
         };
         assert_eq!(key(&["id"], Form::Integer).json("17"), r#"{"id":17}"#);
         assert_eq!(key(&["e \"mail"], Form::Text).json("a\"b"), r#"{"e \"mail":"a\"b"}"#);
