@@ -208,6 +208,29 @@ other "DELETE FROM users WHERE email = 'stranger@example.com'"
 }
 
 #[test]
+fn what_the_users_own_triggers_write_goes_with_the_rows() {
+    let database = Server::shared().database("CREATEROLE");
+    database.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE audit (at timestamptz DEFAULT clock_timestamp(), op text, id int);
+         CREATE TABLE steps (id serial PRIMARY KEY, op text);
+         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO audit (op, id) VALUES (TG_OP, coalesce(NEW.id, OLD.id)); INSERT INTO steps (op) VALUES (TG_OP); RETURN NULL; END $$;
+         CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON t FOR EACH ROW EXECUTE FUNCTION note();
+         INSERT INTO t VALUES (-1, 'theirs')",
+    );
+    let before = database.dump();
+    let lab = lab(&database);
+    let outcome =
+        play(&lab, "-n 1", "own \"INSERT INTO t VALUES (1, 'a'), (2, 'b'); UPDATE t SET v = 'c' WHERE id > 0\"")
+            .assert_code(0);
+    outcome.assert_does_not_say("could not");
+    let dump = |dump: &str| dump.lines().filter(|line| !line.contains("setval")).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(dump(&database.dump()), dump(&before));
+    assert_eq!(lab.value("SELECT count(*) FROM records WHERE state = 'removed'"), "10");
+    database.assert_nothing_left(&lab);
+}
+
+#[test]
 fn what_was_kept_loses_its_triggers_and_goes_when_it_is_wanted_no_more() {
     for (options, ends) in [("--keep always", "true"), ("--keep failed", "false")] {
         let database = Server::shared().database("CREATEROLE");

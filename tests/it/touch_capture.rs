@@ -121,7 +121,7 @@ const WRITES: &[(&str, &[&str])] = &[
     ),
     (
         "INSERT INTO heir VALUES (2); UPDATE base SET id = id WHERE id = 2",
-        &[r#"insert public.heir"#, r#"update public.base {"id":2}"#],
+        &["insert public.heir", r#"update public.base {"id":2}"#],
     ),
     (
         "INSERT INTO renamed VALUES (1, 1); ALTER TABLE renamed RENAME COLUMN id TO number; INSERT INTO renamed VALUES (2, 2); UPDATE renamed SET v = 3; DELETE FROM renamed WHERE number = 2; ALTER TABLE renamed RENAME TO called",

@@ -97,7 +97,6 @@ fn a_million_touches_are_taken_in_with_little_memory() {
     assert_eq!(lab.value("SELECT count(*) FROM touches"), "1020000");
     let memory = lab.read("memory");
     let kilobytes: u32 = memory.split_whitespace().nth(1).expect("a number").parse().expect("a number");
-    println!("1,020,000 touches: {memory}");
     assert!(kilobytes < 128 * 1024, "{memory}");
     database.assert_nothing_left(&lab);
 }

@@ -4,6 +4,7 @@
 //! Children go before their parents. A row that somebody else's row refers to stays, whatever
 //! the foreign key would do about it, and so does one whose key was there before the run.
 
+mod aftermath;
 mod delete;
 mod find;
 
@@ -16,6 +17,9 @@ use super::table::Key;
 use crate::name::{Identifier, Tag};
 use crate::provider::Rows;
 use crate::touch::Fate;
+
+/// How often triggers of the user's may write because of what triggers of theirs have written.
+const MOST_ECHOES: u32 = 3;
 
 /// A table in which the run made rows.
 struct Target {
@@ -53,20 +57,37 @@ pub fn remove(client: &mut Client, home: &Identifier, tag: &Tag) -> anyhow::Resu
     rows.is_known = true;
     // Whatever is removed from now on is no touch.
     super::quiet(client, home).map_err(server)?;
+    aftermath::listen(client, home, tag).map_err(server)?;
     let whole = format!("SELECT EXISTS (SELECT FROM {home}.unbroken)");
     rows.is_broken = !client.query_one(&whole, &[]).map_err(server)?.get::<_, bool>(0);
+    remove_once(client, home, tag, &mut rows)?;
+    for _ in 0..MOST_ECHOES {
+        if !aftermath::is_there(client, home).map_err(server)? {
+            break;
+        }
+        let mut more = Rows { is_known: true, is_broken: false, ..Rows::default() };
+        remove_once(client, home, tag, &mut more)?;
+        let is_new = |fate: &Fate| !rows.left.contains(fate);
+        let left: Vec<_> = more.left.into_iter().filter(|fate| !fate.stays && is_new(fate)).collect();
+        rows.left.extend(left);
+    }
+    Ok(rows)
+}
+
+fn remove_once(client: &mut Client, home: &Identifier, tag: &Tag, rows: &mut Rows) -> anyhow::Result<()> {
     let mut targets = targets(client, home).map_err(server)?;
     for target in &mut targets {
-        let found = find::find(client, home, tag, target, &mut rows);
-        go_on(client, found, target, &mut rows)?;
+        let found = find::find(client, home, tag, target, rows);
+        let found = found.and_then(|()| aftermath::add(client, home, target));
+        go_on(client, found, target, rows)?;
     }
     targets.retain(|target| target.last > 0);
     refer(client, &mut targets).map_err(server)?;
     for group in in_order(targets) {
-        let removed = delete::remove_group(client, &group, &mut rows);
-        go_on(client, removed, &group[0], &mut rows)?;
+        let removed = delete::remove_group(client, &group, rows);
+        go_on(client, removed, &group[0], rows)?;
     }
-    Ok(rows)
+    Ok(())
 }
 
 /// What goes wrong with one table does not keep the others.
@@ -99,7 +120,8 @@ fn targets(client: &mut Client, home: &Identifier) -> Result<Vec<Target>, postgr
            FROM {home}.watched w JOIN pg_class c ON c.oid = w.oid
            JOIN pg_class root ON root.oid = CASE WHEN c.relispartition THEN pg_partition_root(c.oid) ELSE c.oid END
           WHERE EXISTS (SELECT FROM {home}.log l WHERE l.rel = w.rel AND l.op = 'I')
-             OR EXISTS (SELECT FROM {home}.harvested l WHERE l.rel = w.rel AND l.op = 'I')"
+             OR EXISTS (SELECT FROM {home}.harvested l WHERE l.rel = w.rel AND l.op = 'I')
+             OR EXISTS (SELECT FROM {home}.aftermath l WHERE l.rel = w.rel)"
     );
     let mut targets: BTreeMap<u32, Target> = BTreeMap::new();
     for row in client.query(&sql, &[])? {

@@ -14,8 +14,10 @@ use crate::touch::Fate;
 
 /// How many rows go in one transaction.
 const BATCH: i64 = 5000;
-/// What a transaction waits for at most; nobody of the user's waits longer for us.
-const PATIENCE: &str = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '60s'";
+/// What a transaction waits for at most; nobody of the user's waits longer for us. Triggers of the
+/// user's find what they name where they do for the user.
+const PATIENCE: &str =
+    "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '60s'; SET LOCAL search_path TO DEFAULT";
 /// How many refusals of the server are looked into, each by halving what was refused.
 const MOST_REFUSALS: u32 = 200;
 /// How many rows are named that somebody else's rows refer to.
@@ -63,17 +65,15 @@ fn is_same(target: &Target) -> String {
 
 /// SQL: whether `row` is that of `o`.
 fn is_same_as(target: &Target, row: &str) -> String {
-    let pairs: Vec<_> = match target.key.form {
-        Form::Row => vec![format!("to_jsonb({row}.*) = o.c0")],
-        _ => {
-            let column = |(n, name): (usize, &String)| {
-                // A type that is not the server's own may have its operators anywhere.
-                let as_text = if target.key.types[n] == "text" { "::text" } else { "" };
-                Some(format!("{row}.{}{as_text} = o.c{n}", Identifier::new(name.as_str())?))
-            };
-            target.columns.iter().enumerate().filter_map(column).collect()
-        }
+    if target.key.form == Form::Row {
+        return format!("to_jsonb({row}.*) = o.c0");
+    }
+    let column = |(n, name): (usize, &String)| {
+        // A type that is not the server's own may have its operators anywhere.
+        let as_text = if target.key.types[n] == "text" { "::text" } else { "" };
+        Some(format!("{row}.{}{as_text} = o.c{n}", Identifier::new(name.as_str())?))
     };
+    let pairs: Vec<_> = target.columns.iter().enumerate().filter_map(column).collect();
     pairs.join(" AND ")
 }
 

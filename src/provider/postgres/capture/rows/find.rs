@@ -8,7 +8,7 @@ use postgres::{Client, Transaction};
 use super::Target;
 use crate::name::{Identifier, Tag};
 use crate::provider::Rows;
-use crate::provider::postgres::capture::table::Form;
+use crate::provider::postgres::capture::table::{Form, Key};
 use crate::touch::Fate;
 
 /// How many events are looked at at once.
@@ -90,19 +90,12 @@ fn look(
     if !is_plain {
         follow(transaction, target, &log, &moved, found)?;
     }
-    let typed: Vec<_> = match target.key.form {
-        Form::Row => vec!["k::jsonb AS c0".to_owned()],
-        Form::Integer | Form::Text => vec![format!("k::{} AS c0", target.key.types[0])],
-        Form::Array => {
-            target.key.types.iter().enumerate().map(|(n, kind)| format!("(k::jsonb ->> {n})::{kind} AS c{n}")).collect()
-        }
-    };
     transaction.batch_execute(&format!(
         "DROP TABLE IF EXISTS {ours};
          CREATE UNLOGGED TABLE {ours} AS SELECT row_number() OVER (ORDER BY k) AS n, k, copies, false AS held, {typed} FROM {found} WHERE is_new AND copies > 0;
          CREATE UNIQUE INDEX ON {ours} (n); CREATE INDEX ON {ours} (c0); ANALYZE {ours};",
         ours = target.ours,
-        typed = typed.join(", ")
+        typed = typed(&target.key)
     ))?;
     if !is_plain {
         let sql = format!(
@@ -115,6 +108,18 @@ fn look(
         }
     }
     Ok(())
+}
+
+/// SQL for the columns of a key `k`.
+pub fn typed(key: &Key) -> String {
+    let columns: Vec<_> = match key.form {
+        Form::Row => vec!["k::jsonb AS c0".to_owned()],
+        Form::Integer | Form::Text => vec![format!("k::{} AS c0", key.types[0])],
+        Form::Array => {
+            key.types.iter().enumerate().map(|(n, kind)| format!("(k::jsonb ->> {n})::{kind} AS c{n}")).collect()
+        }
+    };
+    columns.join(", ")
 }
 
 /// Follows rows whose keys were changed from one to the next.
