@@ -268,16 +268,20 @@ impl Server {
     /// Drops a role of the run's with what it owns in the user's database.
     pub fn drop_role(&self, name: &str) -> anyhow::Result<()> {
         let role = identifier(name)?;
-        let exists = self
-            .own
-            .with(|client| client.query_opt("SELECT FROM pg_roles WHERE rolname = $1", &[&name]))
-            .map_err(readable)?
-            .is_some();
-        if !exists {
-            return Ok(());
-        }
+        let known = "SELECT pg_has_role(oid, 'USAGE') FROM pg_roles WHERE rolname = $1";
+        let known = self.own.with(|client| client.query_opt(known, &[&name])).map_err(readable)?;
+        let Some(is_ours) = known.map(|row| row.get::<_, bool>(0)) else { return Ok(()) };
+        // A role that is a member of ours cannot have us for a member, as it takes to drop what
+        // it owns.
+        let take = if is_ours {
+            String::new()
+        } else {
+            format!(
+                "DO $take$ BEGIN EXECUTE format('REVOKE %I FROM {role}', current_user); END $take$; GRANT {role} TO CURRENT_USER;"
+            )
+        };
         // In one transaction: what the role owns goes only together with the role.
-        let sql = format!("DROP OWNED BY {role} CASCADE; DROP ROLE {role};");
+        let sql = format!("{take} DROP OWNED BY {role} CASCADE; DROP ROLE {role};");
         self.own.with(|client| client.batch_execute(&sql)).map_err(readable)
     }
 }
