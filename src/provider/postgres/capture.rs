@@ -10,6 +10,7 @@
 
 pub mod harvest;
 pub mod lookup;
+mod replay;
 pub mod rows;
 pub mod table;
 

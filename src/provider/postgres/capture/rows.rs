@@ -11,6 +11,7 @@ use postgres::error::SqlState;
 use postgres::{Client, Transaction};
 
 use super::super::connection::{readable, text};
+use super::replay;
 use super::table::{Form, Key};
 use crate::name::{Identifier, Tag};
 use crate::provider::Rows;
@@ -134,12 +135,14 @@ fn find(client: &mut Client, home: &Identifier, tag: &Tag, target: &mut Target, 
             ours = target.ours
         ))
         .map_err(server)?;
-    if !is_plain {
+    if !is_plain && target.key.form == Form::Row {
         for row in client.query(&moves, &[]).map_err(server)? {
             let (was, is): (Option<String>, Option<String>) = (row.get(0), row.get(1));
             let sql = format!("UPDATE {home}.{found} SET k = $2, copies = 1 WHERE k = $1");
             client.execute(&sql, &[&was, &is]).map_err(server)?;
         }
+    } else if !is_plain {
+        replay_moves(client, &log, &format!("{home}.{found}")).map_err(server)?;
     }
     let typed: Vec<_> = match target.key.form {
         Form::Row => vec!["k::jsonb AS c0".to_owned()],
@@ -173,6 +176,30 @@ fn find(client: &mut Client, home: &Identifier, tag: &Tag, target: &mut Target, 
         }
     }
     Ok(())
+}
+
+/// Where keys were changed, what came to be of which row is told by the log as a whole only.
+fn replay_moves(client: &mut Client, log: &str, found: &str) -> Result<(), postgres::Error> {
+    let moves = format!("SELECT EXISTS (SELECT FROM {log} WHERE op = 'U' AND was IS NOT NULL)");
+    if !client.query_one(&moves, &[])?.get::<_, bool>(0) {
+        return Ok(());
+    }
+    let sql = format!(
+        "SELECT op::text AS op, ours, keys, coalesce(was, '{{}}') AS was FROM {log} WHERE op <> 'U' OR was IS NOT NULL ORDER BY at"
+    );
+    let events = client.query(&sql, &[])?;
+    let events = events.iter().map(|row| replay::Event {
+        op: row.get::<_, &str>("op").chars().next().unwrap_or('T'),
+        is_ours: row.get("ours"),
+        keys: row.get("keys"),
+        was: row.get("was"),
+    });
+    let (keys, are_new): (Vec<String>, Vec<bool>) = replay::ours(events).into_iter().unzip();
+    client.batch_execute(&format!("TRUNCATE {found}"))?;
+    let sql = format!(
+        "INSERT INTO {found} (k, is_new, copies) SELECT k, is_new, 1 FROM unnest($1::text[], $2::bool[]) AS ours (k, is_new)"
+    );
+    client.execute(&sql, &[&keys, &are_new]).map(drop)
 }
 
 /// Finds the foreign keys that refer to these tables.
