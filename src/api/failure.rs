@@ -2,10 +2,12 @@
 //! failure, and looked up from the message of a test where no shim asks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::Api;
+use super::event::LAST_WORDS;
 use crate::clock::Timestamp;
 use crate::collision::Pattern;
 use crate::failure;
@@ -28,13 +30,22 @@ pub struct FailureRequest {
 
 /// Looks the rows up that `request` is about, and tells their story.
 pub async fn story_of(api: Arc<Api>, request: FailureRequest) -> Vec<String> {
-    let Some((number, lane)) = api.roster.number_of(&request.worker, &request.test) else { return Vec::new() };
     if !api.run.is_watched() {
         return Vec::new();
     }
-    // What others wrote at the same moment is there then, and the beginnings of their tests.
-    tokio::time::sleep(harvest::MARGIN).await;
     let at = request.at.map_or_else(Timestamp::now, Timestamp::from_seconds);
+    let mut waited = Duration::ZERO;
+    let (number, lane) = loop {
+        // What others wrote at the same moment is there then, and the beginnings of their tests.
+        // So is that of this one, which came another way and was not waited for.
+        tokio::time::sleep(harvest::MARGIN).await;
+        waited += harvest::MARGIN;
+        match api.roster.number_of(&request.worker, &request.test) {
+            Some(known) => break known,
+            None if waited >= LAST_WORDS => return Vec::new(),
+            None => {}
+        }
+    };
     let told = tokio::task::spawn_blocking(move || {
         harvest::around(&api.run, Place::Lane(lane), harvest::MARGIN);
         name(&api, number, lane, &request.error, at);
