@@ -85,7 +85,8 @@ pub struct Span {
 }
 
 impl Span {
-    fn end(&self) -> i64 {
+    /// To when; the end of time while it runs.
+    pub fn end(&self) -> i64 {
         self.ended.unwrap_or(i64::MAX)
     }
 

@@ -4,6 +4,7 @@
 //! A supervisor writes through one [`Writer`]; workers never open the file. SQL about
 //! isolane's own tables stands here and nowhere else.
 
+pub mod author;
 pub mod collision;
 pub mod finding;
 pub mod row;

@@ -3,10 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::Api;
+use super::event::LAST_WORDS;
 use crate::clock::Timestamp;
 use crate::collision::Pattern;
 use crate::failure::{self, Troubles};
@@ -33,7 +35,6 @@ pub struct FailureRequest {
 
 /// Looks the rows up that `request` is about, and tells their story.
 pub async fn story_of(api: Arc<Api>, request: FailureRequest) -> Vec<String> {
-    let Some((number, lane)) = api.roster.number_of(&request.worker, &request.test) else { return Vec::new() };
     // In lanes of their own tests do not meet: only an error that names a key has a story. And
     // where hundreds fail, the first of them tell it.
     let names_a_key = failure::read(&request.error) != Troubles::default();
@@ -41,9 +42,19 @@ pub async fn story_of(api: Arc<Api>, request: FailureRequest) -> Vec<String> {
     if !api.run.is_watched() || !(names_a_key || is_shared) {
         return Vec::new();
     }
-    // What others wrote at the same moment is there then, and the beginnings of their tests.
-    tokio::time::sleep(harvest::MARGIN).await;
     let at = request.at.map_or_else(Timestamp::now, Timestamp::from_seconds);
+    let mut waited = Duration::ZERO;
+    let (number, lane) = loop {
+        // What others wrote at the same moment is there then, and the beginnings of their tests.
+        // So is that of this one, which came another way and was not waited for.
+        tokio::time::sleep(harvest::MARGIN).await;
+        waited += harvest::MARGIN;
+        match api.roster.number_of(&request.worker, &request.test) {
+            Some(known) => break known,
+            None if waited >= LAST_WORDS => return Vec::new(),
+            None => {}
+        }
+    };
     let told = tokio::task::spawn_blocking(move || {
         harvest::around(&api.run, Place::Lane(lane), harvest::MARGIN);
         name(&api, number, lane, &request.error, at);

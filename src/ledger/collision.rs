@@ -4,13 +4,14 @@ use std::collections::HashSet;
 
 use rusqlite::{Connection, OptionalExtension, Result, Row, params};
 
-use super::RunKey;
+use super::{RunKey, author, touch as touches};
 use crate::collision::{Collision, Pattern, Span, Spans, Touch, of_row};
 use crate::touch::Op;
 
 /// Finds all collisions of a run, in place of those that were found before.
 pub fn settle(db: &Connection, run: RunKey) -> Result<()> {
     db.execute("DELETE FROM collision WHERE run = ?", [run.0])?;
+    author::attribute(db, run)?;
     let spans = spans(db, run)?;
     met_over_rows(db, run, &spans)?;
     swept_over(db, run)?;
@@ -48,7 +49,7 @@ fn touch(row: &Row<'_>) -> Result<Touch> {
 /// The story of a row that all share.
 pub fn history(db: &Connection, run: RunKey, kind: i64, key: &str) -> Result<Vec<Touch>> {
     let mut rows = db.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM touch WHERE run = ?1 AND kind = ?2 AND key = ?3 AND (lane IS NULL OR lane < 0) ORDER BY at, touch"
+        "SELECT {COLUMNS} FROM touch WHERE run = ?1 AND kind = ?2 AND key = ?3 AND (lane IS NULL OR lane < 0) ORDER BY past DESC, at, touch"
     ))?;
     rows.query_map(params![run.0, kind, key], touch)?.collect()
 }
@@ -117,7 +118,7 @@ fn truncated(db: &Connection, run: RunKey, spans: &Spans) -> Result<()> {
         "SELECT key, worker, test, op, min(at) AS at, statement FROM touch made
           WHERE run = ?1 AND kind = ?2 AND lane IS NULL AND op = 'insert' AND worker IS NOT NULL AND worker <> ?3 AND at < ?4
             AND NOT EXISTS (SELECT 1 FROM touch gone WHERE gone.run = made.run AND gone.kind = made.kind AND gone.key = made.key
-                             AND gone.op = 'delete' AND gone.lane IS NULL AND gone.at BETWEEN made.at AND ?4)
+                             AND gone.past = made.past AND gone.op = 'delete' AND gone.lane IS NULL AND gone.at BETWEEN made.at AND ?4)
             AND NOT EXISTS (SELECT 1 FROM touch gone WHERE gone.run = made.run AND gone.kind = made.kind AND gone.key IS NULL
                              AND gone.op = 'truncate' AND gone.lane IS NULL AND gone.at > made.at AND gone.at < ?4)
           GROUP BY worker, test",
@@ -180,12 +181,14 @@ fn named(db: &Connection, run: RunKey, spans: &Spans) -> Result<()> {
         }
         let worker = worker_of(db, run, test)?;
         let found = match (row.get("kind")?, row.get::<_, Option<String>>("key")?, row.get::<_, Option<i64>>("pid")?) {
-            (Some(kind), Some(key), _) => history(db, run, kind, &key)?
-                .into_iter()
-                .rev()
-                .find(|touch| touch.worker.is_some() && touch.worker != worker && touch.at <= at)
-                .map(|touch| (kind, key, touch)),
-            (_, _, Some(pid)) => touched_by(db, run, pid, at)?.filter(|(_, _, touch)| touch.worker != worker),
+            (Some(kind), Some(key), _) => {
+                let before: Vec<_> = history(db, run, kind, &key)?.into_iter().filter(|touch| touch.at <= at).collect();
+                in_the_way(&before, worker).map(|touch| (kind, key, touch))
+            }
+            (_, _, Some(pid)) => {
+                let ended = spans.get(&test).map_or(i64::MAX, Span::end);
+                touched_by(db, run, pid, at, ended)?.filter(|(_, _, touch)| touch.worker != worker)
+            }
             _ => None,
         };
         if let Some((kind, key, a)) = found
@@ -200,14 +203,22 @@ fn named(db: &Connection, run: RunKey, spans: &Spans) -> Result<()> {
     Ok(())
 }
 
-/// What a session of the server's wrote nearest to this time: it went on when another was ended.
-fn touched_by(db: &Connection, run: RunKey, pid: i64, at: i64) -> Result<Option<(i64, String, Touch)>> {
+/// Who of others wrote a row last, before this worker ran into it: the row that is there, and not
+/// one that had its key before.
+fn in_the_way(before: &[Touch], worker: Option<i64>) -> Option<Touch> {
+    let made = before.iter().rposition(|touch| touch.op == Op::Insert).unwrap_or(0);
+    before[made..].iter().rev().find(|touch| touch.worker.is_some() && touch.worker != worker).copied()
+}
+
+/// What a session of the server's wrote nearest to this time: it went on when another was ended,
+/// and before the test of that one was over.
+fn touched_by(db: &Connection, run: RunKey, pid: i64, at: i64, ended: i64) -> Result<Option<(i64, String, Touch)>> {
     db.query_row(
         &format!(
-            "SELECT kind, key, {COLUMNS} FROM touch WHERE run = ?1 AND pid = ?2 AND key IS NOT NULL AND worker IS NOT NULL
+            "SELECT kind, key, {COLUMNS} FROM touch WHERE run = ?1 AND pid = ?2 AND key IS NOT NULL AND worker IS NOT NULL AND at <= ?4
               ORDER BY abs(at - ?3) LIMIT 1"
         ),
-        params![run.0, pid, at],
+        params![run.0, pid, at, ended],
         |row| Ok((row.get("kind")?, row.get("key")?, touch(row)?)),
     )
     .optional()
@@ -236,7 +247,7 @@ pub struct Named {
 
 /// Notes what the error of a failed test names.
 pub fn name(db: &Connection, run: RunKey, test: i64, named: &Named, at: i64) -> Result<()> {
-    let kind = named.row.as_ref().map(|(kind, _)| super::touch::kind_of(db, kind)).transpose()?;
+    let kind = named.row.as_ref().map(|(kind, _)| touches::kind_of(db, kind)).transpose()?;
     let key = named.row.as_ref().map(|(_, key)| key);
     db.execute(
         "INSERT INTO named (run, test, kind, key, pid, pattern, at) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -252,3 +263,6 @@ pub fn count(db: &Connection, run: RunKey) -> Result<Vec<(String, i64, i64)>> {
     )?;
     rows.query_map([run.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,9 +42,13 @@ CREATE TABLE touch (
     kind INTEGER NOT NULL REFERENCES kind,
     -- The primary key as JSON; nothing where all rows went (TRUNCATE).
     key TEXT,
+    -- How often another row has got this key by an update since: rows that had it before may have
+    -- lived at the same time.
+    past INTEGER NOT NULL DEFAULT 0,
     op TEXT NOT NULL CHECK (op IN ('insert', 'update', 'delete', 'truncate')),
-    -- Microseconds since 1970 by this machine's clock.
+    -- Microseconds since 1970 by this machine's clock, and how far that may be off.
     at INTEGER NOT NULL,
+    uncertainty INTEGER NOT NULL,
     -- The statement: the number of its first touch, behind which the others follow.
     statement INTEGER NOT NULL,
     -- The server's process of the session.

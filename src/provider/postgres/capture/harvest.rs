@@ -41,7 +41,13 @@ impl Clock {
                 best = Some(clock);
             }
         }
-        Ok(best.expect("it was compared"))
+        Ok(best.expect("it was compared").settled())
+    }
+
+    /// Two clocks that cannot be told apart are one, mostly: the server is on this machine. What
+    /// was measured is then only how long the answer took.
+    fn settled(self) -> Self {
+        if self.offset.abs() <= self.uncertainty { Self { offset: 0, ..self } } else { self }
     }
 }
 
