@@ -14,7 +14,10 @@
 #[path = "../../tests/it/lab/mod.rs"]
 mod lab;
 
+mod capture;
 mod cleanup;
+mod rows;
+mod touches;
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +30,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let parts: [(&str, fn()); 8] = [
+    let parts: [(&str, fn()); 12] = [
         ("pytest", pytest),
         ("nextest", nextest),
         ("start", start),
@@ -36,6 +39,10 @@ fn main() {
         ("killed", cleanup::killed),
         ("strays", cleanup::strays),
         ("history", cleanup::history),
+        ("capture", capture::capture),
+        ("suite", capture::suite),
+        ("touches", touches::touches),
+        ("rows", rows::rows),
     ];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {

@@ -96,24 +96,40 @@ pub fn author(db: &Connection, run: RunKey, statement: &Statement, uncertainty: 
 fn worker_in(db: &Connection, run: RunKey, lane: Lane, at: i64) -> Result<Option<(i64, String)>> {
     // To the millisecond, as workers' times are kept, and the next one.
     let by = Timestamp(u64::try_from(at + 1000).unwrap_or(0)).to_string();
-    db.prepare_cached(
-        "SELECT worker, worker_id FROM worker WHERE run = ?1 AND lane = ?2 ORDER BY started_at <= ?3 DESC, worker DESC LIMIT 1",
-    )?
-    .query_row(params![run.0, lane.0, by], |row| Ok((row.get(0)?, row.get(1)?)))
-    .optional()
+    // Here and below nothing is sorted by SQLite, which makes a table for that each time.
+    let mut those = db.prepare_cached(
+        "SELECT worker, worker_id, started_at <= ?3 FROM worker WHERE run = ?1 AND lane = ?2 ORDER BY worker DESC",
+    )?;
+    let mut rows = those.query(params![run.0, lane.0, by])?;
+    let mut last = None;
+    while let Some(row) = rows.next()? {
+        let worker = (row.get(0)?, row.get(1)?);
+        if row.get(2)? {
+            return Ok(Some(worker));
+        }
+        last.get_or_insert(worker);
+    }
+    Ok(last)
 }
 
 /// The test or fixture that a worker was in at a time. What comes after a test's end and
 /// before another begins is that test's still, and late.
 fn test_at(db: &Connection, run: RunKey, worker: &str, at: i64, tolerance: i64) -> Result<Option<i64>> {
-    let fixture = db
-        .prepare_cached(
-            "SELECT number FROM test WHERE run = ?1 AND worker_id = ?2 AND scope IS NOT NULL AND began <= ?3
-                AND (ended IS NULL OR ended >= ?3) AND (ready IS NULL OR ready >= ?3 OR leaving <= ?3)
-              ORDER BY max(began, coalesce(leaving, 0)) DESC LIMIT 1",
-        )?
-        .query_row(params![run.0, worker, at], |row| row.get(0))
-        .optional()?;
+    // Left to itself, SQLite looks through all tests of the run.
+    let mut fixtures = db.prepare_cached(
+        "SELECT number, max(began, coalesce(leaving, 0)) FROM test INDEXED BY fixture_of_worker
+          WHERE run = ?1 AND worker_id = ?2 AND scope IS NOT NULL AND began <= ?3
+            AND (ended IS NULL OR ended >= ?3) AND (ready IS NULL OR ready >= ?3 OR leaving <= ?3)",
+    )?;
+    let mut rows = fixtures.query(params![run.0, worker, at])?;
+    let mut latest: Option<(i64, i64)> = None;
+    while let Some(row) = rows.next()? {
+        let (number, since) = (row.get(0)?, row.get(1)?);
+        if latest.is_none_or(|(_, before)| since > before) {
+            latest = Some((number, since));
+        }
+    }
+    let fixture = latest.map(|(number, _)| number);
     if fixture.is_some() {
         return Ok(fixture);
     }
