@@ -13,8 +13,9 @@ use crate::touch::{Ground, Op, Seen, Statement, Writer};
 
 /// The most keys of one statement that come at once: longer ones come in parts.
 const PART: i32 = 8192;
-/// How many log rows come at once.
+/// How many log rows come at once, and how many bytes of keys if the largest is any guide.
 const BATCH: i32 = 256;
+const BYTES: i32 = 1 << 20;
 /// How often the clocks are compared; the quickest answer counts.
 const COMPARISONS: usize = 5;
 
@@ -100,9 +101,11 @@ pub fn harvest(
            FROM (SELECT *, cardinality(keys) AS n FROM {schema}.log) AS log, generate_series(0, greatest(n - 1, 0) / {PART}) AS part
           WHERE log.at < '{cut}' AND (n > 0 OR op = 'T') ORDER BY log.at, part"
     ))?;
+    let largest = format!("SELECT coalesce(max(pg_column_size(keys)), 0) + 1 FROM {schema}.log");
+    let batch = (BYTES / transaction.query_one(&largest, &[])?.get::<_, i32>(0)).clamp(1, BATCH);
     let portal = transaction.bind(&select, &[])?;
     loop {
-        let rows = transaction.query_portal(&portal, BATCH)?;
+        let rows = transaction.query_portal(&portal, batch)?;
         if rows.is_empty() {
             break;
         }
