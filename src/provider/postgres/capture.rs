@@ -33,6 +33,9 @@ const LANES_APART: i32 = 100_000;
 /// What a value looks like as text must not hang on the session: keys are compared by it.
 pub const TEXTS: &str = "SET timezone = 'UTC' SET datestyle = 'ISO, MDY' SET intervalstyle = 'postgres' SET bytea_output = 'hex' SET extra_float_digits = 1";
 
+/// SQL: what the session calls itself.
+const APP: &str = "pg_catalog.current_setting('application_name')";
+
 /// How a writer is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writers {
@@ -87,15 +90,16 @@ impl Home {
         };
         let name = &table.sql;
         let trigger = |what: &str| format!("isolane_{tag}_{what}");
-        let after = |what: &str, transition: &str| {
+        let after = |what: &str, transition: &str, function: char| {
             format!(
-                "CREATE TRIGGER {} AFTER {what} ON {name} REFERENCING {transition} FOR EACH STATEMENT EXECUTE FUNCTION {schema}.t{rel}();\n",
+                "CREATE TRIGGER {} AFTER {what} ON {name} REFERENCING {transition} FOR EACH STATEMENT EXECUTE FUNCTION {schema}.{function}{rel}();\n",
                 trigger(&what.to_lowercase())
             )
         };
         format!(
             "INSERT INTO {schema}.watched VALUES ({rel}, {oid}, {kind}, {own_kind}, {lane}, {columns}, ARRAY[{attnums}]::int2[], {types}, '{form}');
-             CREATE FUNCTION {schema}.t{rel}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER {settings} AS $isolane$ {body} $isolane$;
+             CREATE FUNCTION {schema}.i{rel}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER {settings} AS $isolane$ {made} $isolane$;
+             CREATE FUNCTION {schema}.t{rel}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER {settings} AS $isolane$ {changed} $isolane$;
              {insert}{update}{delete}CREATE TRIGGER {truncate} BEFORE TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION {schema}.truncated({rel});\n",
             oid = table.oid,
             kind = quoted(&table.kind),
@@ -106,80 +110,76 @@ impl Home {
             types = list(&table.key.types),
             form = table.key.form.letter(),
             settings = if table.key.is_plain { "" } else { TEXTS },
-            body = self.body(table, rel),
-            insert = after("INSERT", "NEW TABLE AS isolane_new"),
-            update = after("UPDATE", "NEW TABLE AS isolane_new OLD TABLE AS isolane_old"),
-            delete = after("DELETE", "OLD TABLE AS isolane_old"),
+            made = self.made(table, rel),
+            changed = self.changed(table, rel),
+            insert = after("INSERT", "NEW TABLE AS isolane_new", 'i'),
+            update = after("UPDATE", "NEW TABLE AS isolane_new OLD TABLE AS isolane_old", 't'),
+            delete = after("DELETE", "OLD TABLE AS isolane_old", 't'),
             truncate = trigger("truncate"),
         )
     }
 
-    /// What the trigger does: for an insert, which is most of what tests do, one statement.
-    fn body(&self, table: &Table, rel: i32) -> String {
+    /// What the trigger does when rows were made, which is most of what tests do: one statement,
+    /// and no variable.
+    fn made(&self, table: &Table, rel: i32) -> String {
+        let keys = format!("ARRAY({})", table.key.of_each("isolane_new", ""));
+        let note = self.note(table, rel, 'I', "pg_catalog.clock_timestamp()", &keys, "isolane_new");
+        format!("#variable_conflict use_column\nBEGIN {note} RETURN NULL; END")
+    }
+
+    /// What the trigger does when rows were changed or removed.
+    fn changed(&self, table: &Table, rel: i32) -> String {
         let schema = &self.schema;
         let keys = |rows: &str| format!("ARRAY({})", table.key.of_each(rows, ""));
-        let log = format!("INSERT INTO {schema}.log (at, pid, rel, op, who, app, lane, keys, was)");
-        let head = |op: char| {
-            format!(
-                "now_, pg_catalog.pg_backend_pid(), {rel}, '{op}', session_user, pg_catalog.current_setting('application_name')"
-            )
-        };
-        let image = format!(
-            "INSERT INTO {schema}.image (at, rel, key, row) SELECT now_, {rel}, o.k, o.image FROM ({}) AS o;",
-            table.key.of_each("isolane_old", ", pg_catalog.to_jsonb(isolane_row) AS image")
-        );
-        let note = |op: char, keys: &str, rows: &str| {
-            let plain = format!("{log} VALUES ({}, NULL, {keys}, NULL);", head(op));
-            if self.writers == Writers::OneLane {
-                return plain;
-            }
-            let lane = format!(
-                ", pg_catalog.substring(isolane_row::pg_catalog.text, 'i{}w([0-9]{{1,4}})x')::pg_catalog.int4 AS lane",
-                self.tag
-            );
-            format!(
-                "IF {ours} THEN {plain} ELSE {log} SELECT {head}, s.lane, pg_catalog.array_agg(s.k), NULL FROM ({each}) AS s GROUP BY s.lane; END IF;",
-                ours = self.is_ours(),
-                head = head(op),
-                each = table.key.of_each(rows, &lane),
-            )
-        };
         format!(
             "#variable_conflict use_column
              DECLARE now_ pg_catalog.timestamptz := pg_catalog.clock_timestamp(); new_ pg_catalog.text[]; old_ pg_catalog.text[]; BEGIN
-             IF TG_OP OPERATOR(pg_catalog.=) 'INSERT' THEN
-                 {insert}
+             old_ := {old};
+             IF pg_catalog.cardinality(old_) OPERATOR(pg_catalog.=) 0 THEN
+                 RETURN NULL;
+             ELSIF TG_OP OPERATOR(pg_catalog.=) 'DELETE' THEN
+                 {delete}
              ELSE
-                 old_ := {old};
-                 IF pg_catalog.cardinality(old_) OPERATOR(pg_catalog.=) 0 THEN
-                     RETURN NULL;
-                 ELSIF TG_OP OPERATOR(pg_catalog.=) 'DELETE' THEN
-                     {delete}
+                 new_ := {new};
+                 IF new_ OPERATOR(pg_catalog.<>) old_ THEN
+                     INSERT INTO {schema}.log (at, pid, rel, op, who, app, keys, was)
+                         VALUES (now_, pg_catalog.pg_backend_pid(), {rel}, 'U', session_user, {APP}, new_, old_);
                  ELSE
-                     new_ := {new};
-                     IF new_ OPERATOR(pg_catalog.<>) old_ THEN
-                         {log} VALUES ({head_u}, NULL, new_, old_);
-                     ELSE
-                         {update}
-                     END IF;
+                     {update}
                  END IF;
-                 {image}
              END IF;
+             INSERT INTO {schema}.image (at, rel, key, row) SELECT now_, {rel}, o.k, o.image FROM ({images}) AS o;
              RETURN NULL; END",
-            insert = note('I', &keys("isolane_new"), "isolane_new"),
             old = keys("isolane_old"),
-            delete = note('D', "old_", "isolane_old"),
+            delete = self.note(table, rel, 'D', "now_", "old_", "isolane_old"),
             new = keys("isolane_new"),
-            head_u = head('U'),
-            update = note('U', "new_", "isolane_new"),
+            update = self.note(table, rel, 'U', "now_", "new_", "isolane_new"),
+            images = table.key.of_each("isolane_old", ", pg_catalog.to_jsonb(isolane_row) AS image"),
         )
     }
 
-    /// SQL: whether the session is a lane's.
-    fn is_ours(&self) -> String {
-        let begins = format!("'isolane_{}_w'", self.tag);
+    /// SQL that writes a log row; one for each lane, where the session is nobody's and the rows
+    /// must tell. What a session calls itself matters only where its login is no lane's.
+    fn note(&self, table: &Table, rel: i32, op: char, now: &str, keys: &str, rows: &str) -> String {
+        let log = format!("INSERT INTO {}.log (at, pid, rel, op, who, keys", self.schema);
+        let head = format!("{now}, pg_catalog.pg_backend_pid(), {rel}, '{op}', session_user");
+        let plain = format!("{log}) VALUES ({head}, {keys});");
+        if self.writers == Writers::OneLane {
+            return plain;
+        }
+        let ours = |name: &str| format!("pg_catalog.starts_with({name}, 'isolane_{}_w')", self.tag);
+        let lane = format!(
+            ", pg_catalog.substring(isolane_row::pg_catalog.text, 'i{}w([0-9]{{1,4}})x')::pg_catalog.int4 AS lane",
+            self.tag
+        );
         format!(
-            "pg_catalog.starts_with(session_user::pg_catalog.text, {begins}) OR pg_catalog.starts_with(pg_catalog.current_setting('application_name'), {begins})"
+            "IF {login} THEN {plain}
+             ELSIF {called} THEN {log}, app) VALUES ({head}, {keys}, {APP});
+             ELSE {log}, app, lane) SELECT {head}, pg_catalog.array_agg(s.k), {APP}, s.lane FROM ({each}) AS s GROUP BY s.lane;
+             END IF;",
+            login = ours("session_user::pg_catalog.text"),
+            called = ours(APP),
+            each = table.key.of_each(rows, &lane),
         )
     }
 

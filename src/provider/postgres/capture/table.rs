@@ -167,8 +167,9 @@ impl Key {
     }
 
     /// SQL for the keys of `rows`, as `k`, each row being `isolane_row` to what else is selected: a
-    /// name that no column has, because a column's would go before it. Should a test have renamed or dropped a column, its name falls through to a null beside: a
-    /// statement of the user's must not fail because of isolane.
+    /// name that no column has, because a column's would go before it. Should a test have renamed
+    /// or dropped a column, its name falls through to a null beside: a statement of the user's
+    /// must not fail because of isolane.
     pub fn of_each(&self, rows: &str, else_: &str) -> String {
         let column = |name: &String| Identifier::new(name.as_str()).map_or_else(String::new, |name| name.to_string());
         let columns: Vec<_> = self.columns.iter().map(column).collect();
@@ -183,8 +184,10 @@ impl Key {
         };
         let missing =
             columns.iter().map(|name| format!("NULL::pg_catalog.text AS {name}")).collect::<Vec<_>>().join(", ");
+        // The server makes one plain scan of it.
         format!(
-            "SELECT (SELECT {key} FROM (SELECT isolane_row.*) AS isolane_it) AS k{else_} FROM {rows} AS isolane_row, (SELECT {missing}) AS isolane_missing LIMIT {MOST_ROWS}"
+            "SELECT isolane_key.k{else_} FROM {rows} AS isolane_row, (SELECT {missing}) AS isolane_missing,
+                    LATERAL (SELECT {key} AS k FROM (SELECT isolane_row.*) AS isolane_it) AS isolane_key LIMIT {MOST_ROWS}"
         )
     }
 

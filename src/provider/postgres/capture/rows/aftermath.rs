@@ -18,7 +18,7 @@ pub fn listen(client: &mut Client, home: &Identifier, tag: &Tag) -> Result<(), p
     ))?;
     let watched = format!(
         "SELECT w.rel, w.columns, w.types, w.form::text AS form FROM {home}.watched w
-          WHERE to_regprocedure(format('%s.t%s()', $1::text, w.rel)) IS NOT NULL
+          WHERE to_regprocedure(format('%s.i%s()', $1::text, w.rel)) IS NOT NULL
             AND EXISTS (SELECT FROM {home}.watched o JOIN pg_trigger t ON t.tgrelid = o.oid
                          WHERE NOT t.tgisinternal AND t.tgname NOT LIKE 'isolane\\_%')"
     );
@@ -27,7 +27,7 @@ pub fn listen(client: &mut Client, home: &Identifier, tag: &Tag) -> Result<(), p
         let rel: i32 = row.get("rel");
         let key = Key::recall(row.get("columns"), row.get("types"), row.get("form"));
         sql.push_str(&format!(
-            "CREATE OR REPLACE FUNCTION {home}.t{rel}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER {TEXTS} AS $isolane$
+            "CREATE OR REPLACE FUNCTION {home}.i{rel}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER {TEXTS} AS $isolane$
              #variable_conflict use_column
              BEGIN
                  IF TG_OP OPERATOR(pg_catalog.=) 'INSERT' AND pg_catalog.current_setting('isolane.removes', true) OPERATOR(pg_catalog.=) '{tag}' THEN
