@@ -44,7 +44,7 @@ pub fn touches() {
     line("what a run's end finds in them", &format!("{settle:.2} s"), "-");
     ledger::run::end(&db, key, Some(1), RunState::Failed, Timestamp::now()).expect("a row");
     drop(db);
-    asked(&lab, "who orders 17", 15, "under 20 ms");
+    asked(&lab, "who orders 16", 15, "under 20 ms");
     asked(&lab, "collisions", 7, "under 1,000 ms");
     asked(&lab, "leaks", 5, "-");
     asked(&lab, "why", 5, "-");

@@ -149,11 +149,12 @@ pub fn sample(db: &Connection, kind: i64) -> Result<Option<String>> {
     .optional()
 }
 
-/// What `isolane who` shows of a row: every touch, run by run, the latest first.
+/// What `isolane who` shows of a row: every touch, run by run, the latest first. A cross join
+/// is SQLite's word for the order given; else it looks through all touches.
 pub const TOUCHES: &str = "
 SELECT run_id, r.state AS run_state, coalesce(w.worker_id, stranger) AS worker_id, e.test_id, k.name AS kind, key, op,
        strftime('%Y-%m-%dT%H:%M:%fZ', at / 1000 / 1000.0, 'unixepoch') AS at, t.lane, t.state
-  FROM run r JOIN touch t ON t.run = r.run AND t.kind = ?1 AND t.key = ?2 JOIN kind k ON k.kind = t.kind
+  FROM run r CROSS JOIN touch t ON t.run = r.run AND t.kind = ?1 AND t.key = ?2 JOIN kind k ON k.kind = t.kind
        LEFT JOIN worker w ON w.worker = t.worker LEFT JOIN test e ON e.run = t.run AND e.number = t.test
  ORDER BY r.run DESC, t.lane, at, touch LIMIT 500";
 
