@@ -167,7 +167,7 @@ pub fn suite() {
         |options: &str| wall(|| drop(lab.wrap(options, "pytest -q -p no:cacheprovider -n 4").run().assert_code(0)));
     let (mut ratios, mut bares) = (Vec::new(), Vec::new());
     suite("");
-    for n in 0..21 {
+    for n in 0..11 {
         let (bare, watched) = if n % 2 == 0 {
             (suite("--no-track"), suite(""))
         } else {
