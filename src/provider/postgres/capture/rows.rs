@@ -57,6 +57,7 @@ pub fn remove(client: &mut Client, home: &Identifier, tag: &Tag) -> anyhow::Resu
     rows.is_known = true;
     // Whatever is removed from now on is no touch.
     super::quiet(client, home).map_err(server)?;
+    index(client, home);
     aftermath::listen(client, home, tag).map_err(server)?;
     let whole = format!("SELECT EXISTS (SELECT FROM {home}.unbroken)");
     rows.is_broken = !client.query_one(&whole, &[]).map_err(server)?.get::<_, bool>(0);
@@ -72,6 +73,17 @@ pub fn remove(client: &mut Client, home: &Identifier, tag: &Tag) -> anyhow::Resu
         rows.left.extend(left);
     }
     Ok(rows)
+}
+
+/// Each table looks into the log for what is its own. It finds it without as well, where somebody
+/// who wrote into the log has not ended yet.
+fn index(client: &mut Client, home: &Identifier) {
+    let one =
+        |log: &str| format!("CREATE INDEX IF NOT EXISTS {log}_by_rel ON {home}.{log} (rel); ANALYZE {home}.{log};");
+    let both = format!("BEGIN; SET LOCAL lock_timeout = '500ms'; {} {} COMMIT;", one("log"), one("harvested"));
+    if client.batch_execute(&both).is_err() {
+        let _ = client.batch_execute("ROLLBACK");
+    }
 }
 
 fn remove_once(client: &mut Client, home: &Identifier, tag: &Tag, rows: &mut Rows) -> anyhow::Result<()> {

@@ -52,12 +52,22 @@ fn look(
         format!("(starts_with(who::text, {begins}) OR starts_with(coalesce(app, ''), {begins}) OR lane IS NOT NULL)");
     let all = format!("(SELECT * FROM {home}.log UNION ALL SELECT * FROM {home}.harvested)");
     // What was there before all rows went is of no interest any more.
+    let emptied = format!(
+        "SELECT max(e.at)::text FROM {all} AS e JOIN {home}.watched w USING (rel) WHERE w.oid = {} AND e.op = 'T'",
+        target.oid
+    );
+    let emptied: Option<String> = transaction.query_one(&emptied, &[])?.get(0);
+    let truncated = emptied.map(|at| format!(" AND l.at > '{at}'")).unwrap_or_default();
+    // With partitions it has several numbers in the log.
+    let rels = format!(
+        "SELECT string_agg(rel::text, ',') FROM {home}.watched w JOIN pg_class c ON c.oid = w.oid
+          WHERE CASE WHEN c.relispartition THEN pg_partition_root(c.oid) ELSE c.oid END = {}",
+        target.oid
+    );
+    let rels: String = transaction.query_one(&rels, &[])?.get(0);
     let log = format!(
         "(SELECT l.at, l.op, l.keys, l.was, {ours} AS ours, coalesce(app, '') LIKE 'isolane run %' AS tidies FROM {all} AS l
-           WHERE l.rel IN (SELECT rel FROM {home}.watched w JOIN pg_class c ON c.oid = w.oid
-                            WHERE CASE WHEN c.relispartition THEN pg_partition_root(c.oid) ELSE c.oid END = {oid})
-             AND l.at > coalesce((SELECT max(e.at) FROM {all} AS e JOIN {home}.watched w USING (rel) WHERE w.oid = {oid} AND e.op = 'T'), '-infinity')) AS log",
-        oid = target.oid
+           WHERE l.rel = ANY ('{{{rels}}}'){truncated}) AS log",
     );
     let is_plain = format!("SELECT NOT EXISTS (SELECT FROM {log} WHERE op <> 'I' OR NOT ours)");
     let is_plain: bool = transaction.query_one(&is_plain, &[])?.get(0);
