@@ -210,3 +210,15 @@ def test_writes(n):
         database.assert_nothing_left(&lab);
     }
 }
+
+#[test]
+fn a_session_that_calls_itself_otherwise_is_the_lanes_in_whose_schema_it_works() {
+    // Lanes without roles: they have one login for all.
+    let database = Server::shared().database("");
+    database.sql(TABLE);
+    let lab = Lab::on(&database);
+    let script = "psql -XAtq -v ON_ERROR_STOP=1 -c \"INSERT INTO t (what) VALUES ('x')\" \"$DATABASE_URL&application_name=mine\"";
+    lab.sh("-n 2", script).run().assert_code(0);
+    assert_eq!(lab.column("SELECT worker_id FROM touches ORDER BY 1"), ["w0", "w1"]);
+    database.assert_nothing_left(&lab);
+}

@@ -163,6 +163,9 @@ fn statement(row: &Row, log: &Log<'_>, watched: &HashMap<i32, Watched>, clock: C
         Writer::Lane(lane)
     } else if let Some(lane) = of_row.and_then(|lane| u32::try_from(lane).ok()) {
         Writer::OnBehalfOf(Lane(lane))
+    } else if let Ground::Lane(lane) = table.ground {
+        // A session that says nothing is that lane's whose place it works in.
+        Writer::Lane(lane)
     } else {
         let app = app.filter(|app| !app.is_empty()).map(|app| format!(" ({app})")).unwrap_or_default();
         Writer::Stranger(format!("{who}{app}"))
