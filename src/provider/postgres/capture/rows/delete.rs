@@ -13,7 +13,7 @@ use crate::provider::postgres::connection::text;
 use crate::touch::Fate;
 
 /// How many rows go in one transaction.
-const BATCH: i64 = 5000;
+pub const BATCH: i64 = 5000;
 /// What a transaction waits for at most; nobody of the user's waits longer for us. Triggers of the
 /// user's find what they name where they do for the user.
 const PATIENCE: &str =

@@ -30,7 +30,13 @@ pub fn find(
         look(&mut transaction, home, tag, target, &found, rows)?;
         transaction.commit()?;
     }
-    target.last = client.query_one(&format!("SELECT coalesce(max(n), 0) FROM {}", target.ours), &[])?.get(0);
+    let state = format!("SELECT coalesce(max(n), 0), to_regclass($1) IS NOT NULL FROM {}", target.ours);
+    let state = client.query_one(&state, &[&found])?;
+    target.last = state.get(0);
+    // Where nothing but new rows was seen, there is no such table.
+    if !state.get::<_, bool>(1) {
+        return Ok(());
+    }
     for row in client.query(&format!("SELECT k FROM {found} WHERE NOT is_new"), &[])? {
         let key = target.key.json(&row.get::<_, String>(0));
         let why = "its key was there before the run".to_owned();
@@ -69,14 +75,18 @@ fn look(
         "(SELECT l.at, l.op, l.keys, l.was, {ours} AS ours, coalesce(app, '') LIKE 'isolane run %' AS tidies FROM {all} AS l
            WHERE l.rel = ANY ('{{{rels}}}'){truncated}) AS log",
     );
+    transaction.batch_execute(&format!("DROP TABLE IF EXISTS {}", target.ours))?;
     let is_plain = format!("SELECT NOT EXISTS (SELECT FROM {log} WHERE op <> 'I' OR NOT ours)");
     let is_plain: bool = transaction.query_one(&is_plain, &[])?.get(0);
     let moved = format!("{home}.moved_{}", target.oid);
-    let keys = if is_plain && target.key.form != Form::Row {
-        format!(
-            "SELECT DISTINCT k, true AS is_new, 1::bigint AS copies FROM {log}, unnest(keys) AS k WHERE k IS NOT NULL"
-        )
-    } else {
+    if is_plain && target.key.form != Form::Row {
+        let keys = format!(
+            "(SELECT DISTINCT k, 1::bigint AS copies FROM {log}, unnest(keys) AS k WHERE k IS NOT NULL) AS new"
+        );
+        transaction.batch_execute(&format!("DROP TABLE IF EXISTS {found}"))?;
+        return list(transaction, target, &keys);
+    }
+    let keys = {
         // Of rows that are alike, it matters in which order they came and went.
         let or_went = if target.key.form == Form::Row { " OR op = 'D'" } else { "" };
         transaction.batch_execute(&format!(
@@ -97,25 +107,34 @@ fn look(
         )
     };
     transaction.batch_execute(&format!("DROP TABLE IF EXISTS {found}; CREATE UNLOGGED TABLE {found} AS {keys}"))?;
-    if !is_plain {
-        follow(transaction, target, &log, &moved, found)?;
+    follow(transaction, target, &log, &moved, found)?;
+    list(transaction, target, &format!("{found} WHERE is_new AND copies > 0"))?;
+    let sql = format!(
+        "SELECT count(DISTINCT k) FROM {log}, unnest(keys) AS k JOIN {} AS o USING (k) WHERE op = 'U' AND NOT ours",
+        target.ours
+    );
+    let changed: i64 = transaction.query_one(&sql, &[])?.get(0);
+    if changed > 0 {
+        rows.changed.push((target.kind.clone(), u64::try_from(changed).unwrap_or(0)));
     }
-    transaction.batch_execute(&format!(
-        "DROP TABLE IF EXISTS {ours};
-         CREATE UNLOGGED TABLE {ours} AS SELECT row_number() OVER (ORDER BY k) AS n, k, copies, false AS held, {typed} FROM {found} WHERE is_new AND copies > 0;
-         CREATE UNIQUE INDEX ON {ours} (n); CREATE INDEX ON {ours} (c0); ANALYZE {ours};",
-        ours = target.ours,
-        typed = typed(&target.key)
-    ))?;
-    if !is_plain {
-        let sql = format!(
-            "SELECT count(DISTINCT k) FROM {log}, unnest(keys) AS k JOIN {} AS o USING (k) WHERE op = 'U' AND NOT ours",
-            target.ours
-        );
-        let changed: i64 = transaction.query_one(&sql, &[])?.get(0);
-        if changed > 0 {
-            rows.changed.push((target.kind.clone(), u64::try_from(changed).unwrap_or(0)));
-        }
+    Ok(())
+}
+
+/// Writes down `keys` as those of the rows that are to be removed. What goes in one batch is
+/// found as quickly without an index.
+fn list(transaction: &mut Transaction<'_>, target: &Target, keys: &str) -> Result<(), postgres::Error> {
+    let ours = &target.ours;
+    let listed = transaction.execute(
+        &format!(
+            "CREATE UNLOGGED TABLE {ours} AS SELECT row_number() OVER (ORDER BY k) AS n, k, copies, false AS held, {typed} FROM {keys}",
+            typed = typed(&target.key)
+        ),
+        &[],
+    )?;
+    if listed > super::delete::BATCH.unsigned_abs() {
+        transaction.batch_execute(&format!(
+            "CREATE UNIQUE INDEX ON {ours} (n); CREATE INDEX ON {ours} (c0); ANALYZE {ours};"
+        ))?;
     }
     Ok(())
 }
