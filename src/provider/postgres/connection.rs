@@ -43,11 +43,11 @@ const BREATH: Duration = Duration::from_millis(20);
 /// What isolane's own sessions are set to: nothing that the owner of a database or a role has
 /// set for it may choose which functions and operators are called here, or how a literal
 /// ends, or what a value looks like as text. And what was removed stays so when the server crashes a moment later: many servers
-/// for tests are set to forget the last of their commits then.
+/// for tests are set to forget the last of their commits then. Nothing here is worth compiling.
 pub const OWN_SETTINGS: &str = "SET search_path = pg_catalog, pg_temp; SET standard_conforming_strings = on;
     SET synchronous_commit = on; SET timezone = 'UTC'; SET datestyle = 'ISO, MDY'; SET intervalstyle = 'postgres';
     SET bytea_output = 'hex'; SET extra_float_digits = 1; SET default_transaction_isolation = 'read committed';
-    SET default_transaction_read_only = off";
+    SET default_transaction_read_only = off; SET jit = off";
 
 /// A session of isolane's own.
 pub fn own_session(config: &Config) -> Result<Client, postgres::Error> {
