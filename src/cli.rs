@@ -209,15 +209,9 @@ pub struct OfRunArgs {
 pub struct WhyArgs {
     /// The test, by its id or a part of it [default: all that failed]
     pub test: Option<String>,
-    /// The run: its id, its tag, or how its id begins [default: the latest]
-    #[arg(long, value_name = "RUN")]
-    pub run: Option<String>,
-    /// Where the ledger is.
+    /// Of which run.
     #[command(flatten)]
-    pub ledger: LedgerArgs,
-    /// How to print.
-    #[command(flatten)]
-    pub format: FormatArgs,
+    pub of: OfRunArgs,
 }
 
 /// `isolane sweep`.

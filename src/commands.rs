@@ -16,11 +16,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::CommandFactory;
+use rusqlite::{Params, Statement};
 use serde_json::{Value, json};
 
 use crate::cli::{Cli, LedgerArgs, RunArgs};
 use crate::error::{ExitCode, Stop, one_line};
-use crate::ledger::{self, reading};
+use crate::ledger;
+use crate::ledger::reading::{self, Found, Reading};
 use crate::os::process::Ended;
 use crate::page::{self, Report};
 use crate::report::{Format, Rows, say, summary};
@@ -121,19 +123,35 @@ pub fn query(sql: &str, ledger: LedgerArgs, format: Format) -> anyhow::Result<i3
         }
         _ => usage(error),
     })?;
+    answer(&mut statement, []).map_err(usage)?.print(format)?;
+    Ok(0)
+}
+
+/// All rows of the answer to a question.
+fn answer(statement: &mut Statement<'_>, parameters: impl Params) -> rusqlite::Result<Rows> {
     let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let count = columns.len();
     let mut found = Rows { columns, rows: Vec::new() };
-    let mut rows = statement.query([]).map_err(usage)?;
-    while let Some(row) = rows.next().map_err(usage)? {
-        let values = (0..count)
-            .map(|column| row.get_ref(column).map(reading::value))
-            .collect::<Result<_, _>>()
-            .map_err(usage)?;
-        found.rows.push(values);
+    let mut rows = statement.query(parameters)?;
+    while let Some(row) = rows.next()? {
+        found.rows.push((0..count).map(|column| row.get_ref(column).map(reading::value)).collect::<Result<_, _>>()?);
     }
-    found.print(format)?;
-    Ok(0)
+    Ok(found)
+}
+
+/// The id of the run that is meant, in the ledger at `path`.
+fn run_meant(reading: &Reading, path: &Path, which: Option<&str>) -> anyhow::Result<String> {
+    match reading.find(which)? {
+        Found::One(run) => Ok(run),
+        Found::None => {
+            let missing = which.map_or("it has no run yet".to_owned(), |which| format!("it has no run {which}"));
+            Err(Stop::usage(format!("{}: {missing}; `isolane runs` lists them", path.display())))
+        }
+        Found::Many(runs) => {
+            let runs = runs.join(", ");
+            Err(Stop::usage(format!("more than one run begins with {}: {runs}", which.unwrap_or_default())))
+        }
+    }
 }
 
 /// Where the ledger is. A database address that cannot be used does not matter here.

@@ -56,7 +56,7 @@ pub fn read(text: &str) -> Troubles {
     // Rust's debug form of a text, and JSON.
     let text = text.replace("\\\"", "\"");
     let mut found = Troubles::default();
-    let mut constraint = constraints(&text);
+    let constraints = constraints(&text);
     for (at, _) in text.match_indices("Key (") {
         let sentence = &text[at..];
         let Some((columns, rest)) = sentence["Key (".len()..].split_once(")=(") else { continue };
@@ -71,18 +71,13 @@ pub fn read(text: &str) -> Troubles {
             continue;
         };
         // The constraint is named just before, or, in a list of fields, somewhere near.
-        let before = constraint.iter().rposition(|(place, _)| *place < at).or(if constraint.is_empty() {
-            None
-        } else {
-            Some(0)
-        });
-        let Some(before) = before else { continue };
-        let trouble = KeyTrouble { constraint: constraint[before].1.clone(), values: rest[..end].to_owned(), trouble };
+        let before = constraints.iter().rfind(|(place, _)| *place < at);
+        let Some((_, constraint)) = before.or(constraints.first()) else { continue };
+        let trouble = KeyTrouble { constraint: constraint.clone(), values: rest[..end].to_owned(), trouble };
         if !found.keys.contains(&trouble) {
             found.keys.push(trouble);
         }
     }
-    constraint.clear();
     if text.contains("deadlock detected") {
         for (at, _) in text.match_indices("blocked by process ") {
             let digits: String =

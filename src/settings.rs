@@ -272,8 +272,6 @@ impl Settings {
     }
 }
 
-/// Which variables hold which addresses: the flag first, then the variable's own text,
-/// then `DATABASE_URL`'s, then the file's, then the embedded default.
 /// `isolane sweep` for what a run with these flags leaves; no password is in it.
 fn sweep_command(flags: &Choices, config: Option<&Path>, variables: &Variables, cwd: &Path) -> String {
     let mut words = vec!["isolane".to_owned(), "sweep".to_owned(), "--apply".to_owned()];
@@ -295,6 +293,8 @@ fn sweep_command(flags: &Choices, config: Option<&Path>, variables: &Variables, 
     shlex::try_join(words.iter().map(String::as_str)).unwrap_or_else(|_| words.join(" "))
 }
 
+/// Which variables hold which addresses: the flag first, then the variable's own text,
+/// then `DATABASE_URL`'s, then the file's, then the embedded default.
 fn url_variables(
     flag: &[String],
     file: &[String],

@@ -119,7 +119,7 @@ fn standing(told: &Told, at: i64) -> String {
 }
 
 /// Who it was, in words.
-pub fn who(told: &Told, own: &str) -> String {
+fn who(told: &Told, own: &str) -> String {
     let worker = told.worker.as_deref().unwrap_or_default();
     match (&told.test, &told.stranger) {
         (Some(test), _) if worker == own => format!("{test} ({worker}, the same worker)"),
@@ -130,7 +130,7 @@ pub fn who(told: &Told, own: &str) -> String {
 }
 
 /// A time in the unit that reads best.
-pub fn length(micros: i64) -> String {
+fn length(micros: i64) -> String {
     match micros.max(0) {
         less @ 0..1_000 => format!("{less} µs"),
         less @ 1_000..1_000_000 => format!("{} ms", less / 1_000),
@@ -140,12 +140,12 @@ pub fn length(micros: i64) -> String {
 }
 
 /// The command that runs these tests again, each in a worker of its own.
-pub fn rerun(db: &Connection, run: RunKey, tests: &[&str]) -> Result<Option<String>> {
+fn rerun(db: &Connection, run: RunKey, tests: &[&str]) -> Result<Option<String>> {
     // A fixture cannot be run.
     if tests.iter().any(|test| test.contains(" fixture ")) || tests.is_empty() {
         return Ok(None);
     }
-    let Some((command, _, is_shared)) = row::command(db, run)? else { return Ok(None) };
+    let Some((command, is_shared)) = row::command(db, run)? else { return Ok(None) };
     let words: Vec<std::ffi::OsString> =
         shlex::split(&command).unwrap_or_default().into_iter().map(Into::into).collect();
     if words.is_empty() {

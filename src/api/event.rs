@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::{Api, failure};
 use crate::clock::Timestamp;
+use crate::failure::read;
 use crate::keeper;
 use crate::ledger::test::FixturePhase;
 use crate::ledger::worker::WorkerOutcome;
@@ -55,7 +56,7 @@ pub enum Event {
         key: u64,
         fixture: String,
         scope: String,
-        phase: Phase,
+        phase: FixturePhase,
         at: Option<f64>,
     },
     /// The worker's work is done.
@@ -75,15 +76,6 @@ pub enum Event {
     Notice {
         text: String,
     },
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Phase {
-    Begin,
-    Ready,
-    Leaving,
-    End,
 }
 
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
@@ -124,12 +116,6 @@ impl Event {
             }
             Self::Said { worker, test, text } => heard(api, &worker, &test, text),
             Self::Fixture { worker, key, fixture, scope, phase, at } => {
-                let phase = match phase {
-                    Phase::Begin => FixturePhase::Begin,
-                    Phase::Ready => FixturePhase::Ready,
-                    Phase::Leaving => FixturePhase::Leaving,
-                    Phase::End => FixturePhase::End,
-                };
                 roster.fixture(&worker, key, &fixture, &scope, phase, time(at));
             }
             Self::Goodbye { worker } => roster.said_goodbye(&worker),
@@ -154,7 +140,7 @@ fn look_up(api: &Arc<Api>, worker: &str, test: &str, outcome: Option<&str>, mess
     };
     let Some((number, lane)) = api.roster.number_of(worker, test) else { return };
     let api = Arc::clone(api);
-    tokio::task::spawn_blocking(move || failure::name(&api, number, lane, &message, at));
+    tokio::task::spawn_blocking(move || failure::name(&api, number, lane, &read(&message), at));
 }
 
 /// A test has said something and is ending, or has ended: where it failed, that is its message.
@@ -166,7 +152,7 @@ fn heard(api: &Arc<Api>, worker: &str, test: &str, said: String) {
     let (api, at) = (Arc::clone(api), Timestamp::now());
     let telling = api.stories.one_more();
     tokio::task::spawn_blocking(move || {
-        failure::name(&api, number, lane, &said, at);
+        failure::name(&api, number, lane, &read(&said), at);
         drop(telling);
     });
 }

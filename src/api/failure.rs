@@ -37,9 +37,9 @@ pub struct FailureRequest {
 pub async fn story_of(api: Arc<Api>, request: FailureRequest) -> Vec<String> {
     // In lanes of their own tests do not meet: only an error that names a key has a story. And
     // where hundreds fail, the first of them tell it.
-    let names_a_key = failure::read(&request.error) != Troubles::default();
+    let troubles = failure::read(&request.error);
     let is_shared = api.run.settings.isolation == Isolation::Shared && api.told.fetch_add(1, Ordering::Relaxed) < MOST;
-    if !api.run.is_watched() || !(names_a_key || is_shared) {
+    if !api.run.is_watched() || (troubles == Troubles::default() && !is_shared) {
         return Vec::new();
     }
     let at = request.at.map_or_else(Timestamp::now, Timestamp::from_seconds);
@@ -57,7 +57,7 @@ pub async fn story_of(api: Arc<Api>, request: FailureRequest) -> Vec<String> {
     };
     let told = tokio::task::spawn_blocking(move || {
         harvest::around(&api.run, Place::Lane(lane), harvest::MARGIN);
-        name(&api, number, lane, &request.error, at);
+        name(&api, number, lane, &troubles, at);
         let run = api.run.key;
         let told = api.run.writer.commit(Durability::Process, move |db| {
             let failed = Failed { run, number, id: &request.test, worker: &request.worker, at: at.micros() };
@@ -68,9 +68,8 @@ pub async fn story_of(api: Arc<Api>, request: FailureRequest) -> Vec<String> {
     told.await.unwrap_or_default()
 }
 
-/// Notes which rows the text of an error names.
-pub fn name(api: &Api, test: i64, lane: Lane, error: &str, at: Timestamp) {
-    let troubles = failure::read(error);
+/// Notes which rows an error names.
+pub fn name(api: &Api, test: i64, lane: Lane, troubles: &Troubles, at: Timestamp) {
     let mut named: Vec<Named> = Vec::new();
     for trouble in &troubles.keys {
         for provider in &api.run.providers {

@@ -5,34 +5,29 @@ use std::path::PathBuf;
 use rusqlite::Params;
 use serde_json::{Map, Value, json};
 
-use super::settings_of_ledger;
-use crate::cli::{LedgerArgs, WhoArgs, WhyArgs};
+use super::{answer, run_meant, settings_of_ledger};
+use crate::cli::{LedgerArgs, OfRunArgs, WhoArgs, WhyArgs};
 use crate::error::{Stop, one_line};
-use crate::ledger::reading::{Found, Question, Reading};
+use crate::ledger;
+use crate::ledger::reading::{Question, Reading};
 use crate::ledger::row::{self, Tried};
-use crate::ledger::{self, reading};
 use crate::name::Tag;
 use crate::report::{Format, Rows, say};
 use crate::story::{self, Failed};
 
 /// `isolane collisions`.
-pub fn collisions(run: Option<&str>, ledger: LedgerArgs, format: Format) -> anyhow::Result<i32> {
-    of_run(Question::COLLISIONS, "collision", run, ledger, format)
+pub fn collisions(args: OfRunArgs) -> anyhow::Result<i32> {
+    of_run(Question::COLLISIONS, "collision", args)
 }
 
 /// `isolane leaks`.
-pub fn leaks(run: Option<&str>, ledger: LedgerArgs, format: Format) -> anyhow::Result<i32> {
-    of_run(Question::LEAKS, "leak", run, ledger, format)
+pub fn leaks(args: OfRunArgs) -> anyhow::Result<i32> {
+    of_run(Question::LEAKS, "leak", args)
 }
 
-fn of_run(
-    question: Question,
-    what: &str,
-    run: Option<&str>,
-    ledger: LedgerArgs,
-    format: Format,
-) -> anyhow::Result<i32> {
-    let (reading, run) = open(run, ledger)?;
+fn of_run(question: Question, what: &str, args: OfRunArgs) -> anyhow::Result<i32> {
+    let format = args.format.format;
+    let (reading, run) = open(args.run.as_deref(), args.ledger)?;
     let mut found = Rows::default();
     reading.each(question, &run, u32::MAX, |columns, values| {
         if found.columns.is_empty() {
@@ -55,16 +50,8 @@ fn of_run(
 fn open(run: Option<&str>, ledger: LedgerArgs) -> anyhow::Result<(Reading, String)> {
     let path = path(ledger)?;
     let reading = Reading::open_settled(&path).map_err(|e| Stop::usage(one_line(&e)))?;
-    match reading.find(run)? {
-        Found::One(run) => Ok((reading, run)),
-        Found::None => {
-            let missing = run.map_or("it has no run yet".to_owned(), |which| format!("it has no run {which}"));
-            Err(Stop::usage(format!("{}: {missing}; `isolane runs` lists them", path.display())))
-        }
-        Found::Many(runs) => {
-            Err(Stop::usage(format!("more than one run begins with {}: {}", run.unwrap_or_default(), runs.join(", "))))
-        }
-    }
+    let run = run_meant(&reading, &path, run)?;
+    Ok((reading, run))
 }
 
 fn path(ledger: LedgerArgs) -> anyhow::Result<PathBuf> {
@@ -106,15 +93,7 @@ pub fn who(args: WhoArgs) -> anyhow::Result<i32> {
 }
 
 fn rows(db: &rusqlite::Connection, sql: &str, parameters: impl Params) -> anyhow::Result<Rows> {
-    let mut statement = db.prepare(sql)?;
-    let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
-    let count = columns.len();
-    let mut found = Rows { columns, rows: Vec::new() };
-    let mut rows = statement.query(parameters)?;
-    while let Some(row) = rows.next()? {
-        found.rows.push((0..count).map(|at| row.get_ref(at).map(reading::value)).collect::<Result<_, _>>()?);
-    }
-    Ok(found)
+    Ok(answer(&mut db.prepare(sql)?, parameters)?)
 }
 
 /// The touches of a row, and things that were registered under this name.
@@ -196,11 +175,12 @@ fn prefix_in(text: &str) -> Option<(Tag, u32)> {
 
 /// `isolane why`.
 pub fn why(args: WhyArgs) -> anyhow::Result<i32> {
-    let (reading, run_id) = open(args.run.as_deref(), args.ledger)?;
+    let WhyArgs { test: which, of: OfRunArgs { run, ledger, format } } = args;
+    let (reading, run_id) = open(run.as_deref(), ledger)?;
     let run = row::run_key(reading.db(), &run_id)?;
-    let tests = row::tried(reading.db(), run, args.test.as_deref())?;
+    let tests = row::tried(reading.db(), run, which.as_deref())?;
     if tests.is_empty() {
-        match &args.test {
+        match which {
             Some(test) => anyhow::bail!(Stop::usage(format!(
                 "run {run_id} has no test {test}; `isolane query \"select test_id from tests\"` lists them"
             ))),
@@ -214,7 +194,7 @@ pub fn why(args: WhyArgs) -> anyhow::Result<i32> {
         let failed = Failed { run, number: *number, id, worker, at };
         documents.push((test, story::tell(reading.db(), &failed)?));
     }
-    match args.format.format {
+    match format.format {
         Format::Table => documents.iter().try_for_each(|(test, story)| tell(test, story))?,
         format => {
             let columns = ["test_id", "worker_id", "outcome", "message", "story"].map(str::to_owned).to_vec();

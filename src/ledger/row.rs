@@ -115,12 +115,12 @@ pub fn emptied(db: &Connection, run: RunKey, test: i64) -> Result<Vec<(String, T
     rows.query_map(params![run.0, test], |row| Ok((row.get(0)?, told(row)?)))?.collect()
 }
 
-/// The command of a run, its runner, and whether its lanes shared the user's own tables.
-pub fn command(db: &Connection, run: RunKey) -> Result<Option<(String, String, bool)>> {
+/// The command of a run, and whether its lanes shared the user's own tables.
+pub fn command(db: &Connection, run: RunKey) -> Result<Option<(String, bool)>> {
     db.query_row(
-        "SELECT command, runner, EXISTS (SELECT 1 FROM touch t WHERE t.run = r.run AND t.lane IS NULL) FROM run r WHERE run = ?",
+        "SELECT command, EXISTS (SELECT 1 FROM touch t WHERE t.run = r.run AND t.lane IS NULL) FROM run r WHERE run = ?",
         [run.0],
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        |row| Ok((row.get(0)?, row.get(1)?)),
     )
     .optional()
 }

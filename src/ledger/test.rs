@@ -1,6 +1,7 @@
 //! Tests in the ledger.
 
 use rusqlite::{Connection, Result, params};
+use serde::Deserialize;
 
 use super::RunKey;
 use crate::clock::Timestamp;
@@ -43,8 +44,9 @@ pub fn said(db: &Connection, run: RunKey, number: i64, message: &str) -> Result<
     .map(drop)
 }
 
-/// How far a fixture is that lives longer than a test.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How far a fixture is that lives longer than a test, in the words of shims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum FixturePhase {
     /// It is being set up.
     Begin,
