@@ -145,6 +145,27 @@ fn a_worker_is_the_user_with_the_users_settings_and_another_login() {
 }
 
 #[test]
+fn a_role_that_an_earlier_try_left_is_made_again_with_the_users_settings() {
+    let server = Server::shared();
+    let database = server.database("CREATEROLE");
+    let login = &database.login;
+    server.sql("postgres", &format!("ALTER ROLE \"{login}\" SET statement_timeout = '77s'"));
+    let lab = Lab::on(&database);
+    let show = lab.run("--isolation shared", ["psql", "-XAtqc", "SHOW statement_timeout"]);
+    let run = show.env("ISOLANE_FAULT", "claim:before=pause").start();
+    wait_until("it pauses", || is_stopped(run.pid().as_raw()));
+    server.sql("postgres", &format!("CREATE ROLE \"isolane_{}_w0\" IN ROLE \"{login}\"", lab.tag()));
+    run.signal(Signal::SIGCONT);
+    assert_eq!(run.finish().assert_code(0).out(), "77s\n");
+    database.assert_nothing_left(&lab);
+}
+
+fn is_stopped(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    status.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+}
+
+#[test]
 fn a_session_that_a_worker_leaves_behind_is_ended() {
     let server = Server::own();
     for rights in ["CREATEROLE", "SUPERUSER"] {

@@ -176,20 +176,25 @@ impl Shared {
             })
         };
         let all: String = settings.iter().map(|(_, set)| set.as_str()).collect();
-        let mut made = run(&format!("{sql}{all}{becomes}COMMIT;"));
-        if made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::INSUFFICIENT_PRIVILEGE)) {
+        let create = || {
+            let made = run(&format!("{sql}{all}{becomes}COMMIT;"));
+            if !made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::INSUFFICIENT_PRIVILEGE)) {
+                return made;
+            }
             // Somebody with more rights has set something. Tests may well do without.
-            made = run(&format!("{sql}{becomes}COMMIT;"));
-            for (key, set) in settings.iter().filter(|_| made.is_ok()) {
+            run(&format!("{sql}{becomes}COMMIT;"))?;
+            for (key, set) in &settings {
                 if run(&format!("BEGIN; {set} COMMIT;")).is_err() {
                     self.skipped.lock().unwrap_or_else(PoisonError::into_inner).insert((*key).to_owned());
                 }
             }
-        }
-        let sql = format!("{sql}{becomes}COMMIT;");
+            Ok(())
+        };
+        let mut made = create();
         if made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::DUPLICATE_OBJECT)) {
+            // Left by a try before: the name is this run's own, so it goes and comes again.
             self.server.drop_role(&name)?;
-            return self.server.own.with(|client| client.batch_execute(&sql)).map_err(readable);
+            made = create();
         }
         made.map_err(readable)
     }
