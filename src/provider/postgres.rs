@@ -7,8 +7,10 @@ mod connection;
 mod database;
 mod dump;
 mod facts;
+mod password;
 mod schema;
 mod server;
+mod setting;
 mod shared;
 
 use std::path::Path;
@@ -24,8 +26,9 @@ use crate::error::Stop;
 use crate::failure::KeyTrouble;
 use crate::mark::Owner;
 use crate::name::{Identifier, Place, Tag};
+use crate::secret::Secret;
 use crate::settings::{Isolation, Track};
-use capture::lookup;
+use capture::{Unwatched, lookup};
 use claim::Claim;
 use connection::readable;
 use database::Databases;
@@ -33,6 +36,7 @@ use facts::Facts;
 use schema::Schemas;
 pub use server::Server;
 use server::{COMMON, maintenance_databases};
+use setting::Skipped;
 use shared::Shared;
 
 /// The lanes of one PostgreSQL database.
@@ -171,6 +175,16 @@ impl Postgres {
         Ok(())
     }
 
+    /// The login that a lane has of its own, with its password.
+    fn lane_login(&self, place: Place) -> Option<(String, Secret)> {
+        let passwords = match &self.separation {
+            Separation::Schema(schemas) if schemas.has_roles() => &schemas.passwords,
+            Separation::Shared(shared) if shared.has_roles() => &shared.passwords,
+            Separation::Database(_) | Separation::Schema(_) | Separation::Shared(_) => return None,
+        };
+        Some((self.names.of(place), passwords.of(place)))
+    }
+
     fn databases(
         server: &Arc<Server>,
         address: &PostgresAddress,
@@ -184,9 +198,9 @@ impl Postgres {
             names: names.clone(),
             dump_because: facts.no_copy(address),
             facts: facts.clone(),
-            skipped: Mutex::default(),
+            skipped: Skipped::default(),
             track: track.clone(),
-            unwatched: Mutex::default(),
+            unwatched: Unwatched::default(),
         })
     }
 
@@ -280,13 +294,13 @@ impl Provider for Postgres {
             Separation::Shared(_) => "your own schema for all lanes",
         };
         let skipped = match &self.separation {
-            Separation::Database(databases) => databases.skipped(),
-            Separation::Shared(shared) => shared.skipped(),
+            Separation::Database(databases) => databases.skipped.names(),
+            Separation::Shared(shared) => shared.skipped.names(),
             Separation::Schema(_) => Vec::new(),
         };
         let unwatched = match &self.separation {
-            Separation::Database(databases) => databases.unwatched(),
-            Separation::Schema(schemas) => schemas.unwatched(),
+            Separation::Database(databases) => databases.unwatched.why(),
+            Separation::Schema(schemas) => schemas.unwatched.why(),
             Separation::Shared(_) => None,
         };
         let unwatched = unwatched.map(|why| format!("; rows are not watched: {why}")).unwrap_or_default();
@@ -403,21 +417,15 @@ impl Provider for Postgres {
             return None;
         }
         let name = self.names.of(place);
-        Some(match &self.separation {
-            Separation::Database(_) => address.with(&LaneTarget { database: Some(&name), ..LaneTarget::default() }),
-            Separation::Schema(schemas) => {
-                let password = schemas.password(place);
-                let login = schemas.has_roles().then_some((name.as_str(), &password));
-                let search_path = (!schemas.has_roles()).then_some(name.as_str());
-                address.with(&LaneTarget { login, search_path, ..LaneTarget::default() })
-            }
-            Separation::Shared(shared) => {
-                let password = shared.password(place);
-                let login = shared.has_roles().then_some((name.as_str(), &password));
-                let application = (!shared.has_roles()).then_some(name.as_str());
-                address.with(&LaneTarget { login, application, ..LaneTarget::default() })
-            }
-        })
+        let login = self.lane_login(place);
+        let mut target = LaneTarget::default();
+        match (&self.separation, &login) {
+            (Separation::Database(_), _) => target.database = Some(&name),
+            (_, Some((user, password))) => target.login = Some((user, password)),
+            (Separation::Schema(_), None) => target.search_path = Some(&name),
+            (Separation::Shared(_), None) => target.application = Some(&name),
+        }
+        Some(address.with(&target))
     }
 
     fn access(&self, place: Place) -> Access {
@@ -426,22 +434,17 @@ impl Provider for Postgres {
         let mut password = self.address.password().map(|password| password.reveal().to_owned());
         let mut database = self.address.database().to_owned();
         let mut options = self.address.options().map(str::to_owned);
-        match &self.separation {
-            Separation::Database(_) => database.clone_from(&name),
-            Separation::Schema(schemas) if schemas.has_roles() => {
-                user.clone_from(&name);
-                password = Some(schemas.password(place).reveal().to_owned());
+        match (&self.separation, self.lane_login(place)) {
+            (Separation::Database(_), _) => database.clone_from(&name),
+            (_, Some((its_user, its_password))) => {
+                user = its_user;
+                password = Some(its_password.reveal().to_owned());
             }
-            Separation::Shared(shared) => {
-                if shared.has_roles() {
-                    user.clone_from(&name);
-                    password = Some(shared.password(place).reveal().to_owned());
-                }
-            }
-            Separation::Schema(_) => {
+            (Separation::Schema(_), None) => {
                 let own = options.map(|own| format!("{own} ")).unwrap_or_default();
                 options = Some(format!("{own}-csearch_path={name}"));
             }
+            (Separation::Shared(_), None) => {}
         }
         let hosts = self.address.hosts().join(",");
         let ports = self.address.ports().iter().map(u16::to_string).collect::<Vec<_>>().join(",");

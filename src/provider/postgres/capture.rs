@@ -13,10 +13,14 @@ pub mod lookup;
 pub mod rows;
 pub mod table;
 
+use std::sync::{Mutex, PoisonError};
+
 use postgres::Client;
 use postgres::error::SqlState;
 
+use super::connection::readable;
 use super::identifier;
+use crate::error::one_line;
 use crate::name::{Identifier, Tag};
 use crate::touch::Ground;
 use table::Table;
@@ -44,6 +48,25 @@ pub enum Writers {
     /// Sessions of lanes have logins or application names that begin with the run's name;
     /// others may have a lane's prefix in what they write.
     Sessions,
+}
+
+/// Why rows of lanes are not watched, where they should be.
+#[derive(Debug, Default)]
+pub struct Unwatched(Mutex<Option<String>>);
+
+impl Unwatched {
+    /// Notes how it went with one lane; the first reason is told.
+    pub fn note(&self, watched: anyhow::Result<()>) {
+        if let Err(error) = watched {
+            let why = one_line(&readable(error));
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+        }
+    }
+
+    /// Why; nothing where all are watched.
+    pub fn why(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// Where the log of a run is.

@@ -1,19 +1,18 @@
 //! A database for each lane: the server's own copy of the user's database, or of the
 //! run's template.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use postgres::error::SqlState;
 
-use super::capture::{self, Home, Writers, table};
+use super::capture::{self, Home, Unwatched, Writers, table};
 use super::connection::{self, readable};
 use super::dump::Programs;
 use super::facts::Facts;
 use super::server::Server;
+use super::setting::{self, Skipped};
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
-use crate::error::one_line;
 use crate::fault::{self, Step};
 use crate::name::Place;
 use crate::provider::Resource;
@@ -34,11 +33,11 @@ pub struct Databases {
     /// What the server can do.
     pub facts: Facts,
     /// Settings that lanes have to do without.
-    pub skipped: Mutex<BTreeSet<String>>,
+    pub skipped: Skipped,
     /// Which rows are watched.
     pub track: Track,
     /// Why rows are not watched, where they should be.
-    pub unwatched: Mutex<Option<String>>,
+    pub unwatched: Unwatched,
 }
 
 impl Databases {
@@ -88,15 +87,7 @@ impl Databases {
             let tables = table::watched(&mut client, &self.track)?;
             Ok(home.install(&mut client, &tables, Ground::Shared)?)
         });
-        if let Err(error) = watched {
-            let why = one_line(&readable(error));
-            self.unwatched.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
-        }
-    }
-
-    /// Why rows are not watched, where they should be.
-    pub fn unwatched(&self) -> Option<String> {
-        self.unwatched.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.unwatched.note(watched);
     }
 
     /// Whether others are connected to the user's database now. The server would wait five
@@ -159,19 +150,10 @@ impl Databases {
         }
         let mut settings = Vec::new();
         for (role, setting) in &self.facts.settings {
-            let Some((key, value)) = setting.split_once('=') else { continue };
-            // Through the session, because a list such as a search path must not be quoted as one.
             let of = role
                 .as_ref()
                 .map_or(format!("DATABASE {database}"), |role| format!("ROLE {role} IN DATABASE {database}"));
-            let literal = |text: &str| text.replace('\'', "''");
-            let sql = format!(
-                "SELECT set_config('{}', '{}', true); ALTER {of} SET {} FROM CURRENT;",
-                literal(key),
-                literal(value),
-                identifier(key)?
-            );
-            settings.push((key, sql));
+            settings.extend(setting::repeat(setting, &of)?);
         }
         let run = |sql: &str| self.server.maintenance.with(|client| client.batch_execute(sql));
         let all: String = settings.iter().map(|(_, sql)| sql.as_str()).collect();
@@ -184,16 +166,10 @@ impl Databases {
         run(&grants_sql).map_err(readable)?;
         for (key, sql) in settings {
             if run(&sql).is_err() {
-                // Somebody with more rights made it. Tests may well do without.
-                self.skipped.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned());
+                self.skipped.add(key);
             }
         }
         Ok(())
-    }
-
-    /// The settings of the user's database that the login may not give to another.
-    pub fn skipped(&self) -> Vec<String> {
-        self.skipped.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// Whether no session but isolane's own ever was in any of these, not even one that filled it.

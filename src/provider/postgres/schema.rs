@@ -2,25 +2,22 @@
 //! whose search path is that schema and nothing else: a name without a schema can
 //! never fall through into a shared one.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use postgres::error::SqlState;
-use uuid::Uuid;
 
-use super::capture::{self, Home, Writers, table};
+use super::capture::{self, Home, Unwatched, Writers, table};
 use super::connection::{self, readable};
 use super::dump::{Programs, SchemaDump};
 use super::facts::Facts;
+use super::password::Passwords;
 use super::server::Server;
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
-use crate::error::one_line;
 use crate::fault::{self, Step};
 use crate::name::Place;
-use crate::secret::Secret;
 use crate::settings::Track;
 use crate::touch::Ground;
 
@@ -36,10 +33,11 @@ pub struct Schemas {
     source: Source,
     /// Where the dump is that lanes are filled from.
     dump_file: PathBuf,
-    passwords: Mutex<HashMap<Place, Secret>>,
+    /// Of lanes' roles.
+    pub passwords: Passwords,
     track: Track,
     /// Why rows are not watched, where they should be.
-    unwatched: Mutex<Option<String>>,
+    pub unwatched: Unwatched,
 }
 
 #[derive(Debug)]
@@ -103,20 +101,15 @@ impl Schemas {
             names,
             source,
             dump_file,
-            passwords: Mutex::default(),
+            passwords: Passwords::default(),
             track: track.clone(),
-            unwatched: Mutex::default(),
+            unwatched: Unwatched::default(),
         })
     }
 
     /// Whether rows are watched, as far as is known.
     pub fn is_watching(&self) -> bool {
         !self.track.is_off()
-    }
-
-    /// Why rows are not watched, where they should be.
-    pub fn unwatched(&self) -> Option<String> {
-        self.unwatched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn home(&self) -> anyhow::Result<Home> {
@@ -147,10 +140,7 @@ impl Schemas {
                 home.extend(client, &tables, Ground::Lane(lane))
             })
         });
-        if let Err(error) = watched {
-            let why = one_line(&readable(error));
-            self.unwatched.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
-        }
+        self.unwatched.note(watched);
     }
 
     /// Whether each lane has a login role of its own.
@@ -178,22 +168,14 @@ impl Schemas {
         !self.source.is_empty
     }
 
-    /// The password of a lane's role; it is made up here and kept nowhere else.
-    pub fn password(&self, place: Place) -> Secret {
-        let mut passwords = self.passwords.lock().unwrap_or_else(PoisonError::into_inner);
-        passwords.entry(place).or_insert_with(|| Secret::new(Uuid::new_v4().simple().to_string())).clone()
-    }
-
     /// Makes a lane's role, marked, with its search path.
     pub fn create_role(&self, place: Place) -> anyhow::Result<()> {
         let name = self.names.of(place);
         let role = identifier(&name)?;
-        // A verifier and not the password: it stands in no log of the server, and a client
-        // hashes faster than the server would (RFC 5802).
-        let verifier = postgres_protocol::password::scram_sha_256(self.password(place).reveal().as_bytes());
         let sql = format!(
-            "CREATE ROLE {role} LOGIN PASSWORD '{verifier}'; COMMENT ON ROLE {role} IS '{}';
+            "CREATE ROLE {role} LOGIN PASSWORD '{}'; COMMENT ON ROLE {role} IS '{}';
              GRANT {role} TO CURRENT_USER; ALTER ROLE {role} SET search_path = {role};",
+            self.passwords.verifier(place),
             self.names.mark(place)
         );
         let made = self.server.own.with(|client| client.batch_execute(&sql));
@@ -233,7 +215,7 @@ impl Schemas {
     fn fill(&self, place: Place, dump: &SchemaDump<'_>) -> anyhow::Result<()> {
         fault::before(Step::Fill)?;
         let name = self.names.of(place);
-        let password = self.password(place);
+        let password = self.passwords.of(place);
         let login = if self.has_roles { Some((name.as_str(), &password)) } else { None };
         self.programs().restore_schema(login, dump, &self.dump_file, &name)?;
         fault::after(Step::Fill)
@@ -262,7 +244,7 @@ impl Schemas {
         let name = self.names.of(place);
         let mut config = connection::config(&self.address, self.server.application())?;
         if self.has_roles {
-            config.user(&name).password(self.password(place).reveal());
+            config.user(&name).password(self.passwords.of(place).reveal());
         } else {
             config.options(&format!("-csearch_path={name}"));
         }

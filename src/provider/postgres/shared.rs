@@ -3,22 +3,21 @@
 //! ownership and privileges are the user's while `session_user` tells the lane. Else lanes
 //! have the user's own login and are told apart by the name that they give to the server.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use postgres::error::SqlState;
-use uuid::Uuid;
 
 use super::capture::table::{self, Table};
 use super::capture::{Home, Writers};
 use super::connection::{self, readable};
 use super::facts::Facts;
+use super::password::Passwords;
 use super::server::Server;
+use super::setting::{self, Skipped};
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
 use crate::name::Place;
-use crate::secret::Secret;
 use crate::settings::Track;
 use crate::touch::Ground;
 
@@ -41,8 +40,9 @@ pub struct Shared {
     /// Who lanes become: the user's role, or who that becomes at login.
     becomes: String,
     /// Settings that lanes have to do without.
-    skipped: Mutex<BTreeSet<String>>,
-    passwords: Mutex<HashMap<Place, Secret>>,
+    pub skipped: Skipped,
+    /// Of lanes' roles.
+    pub passwords: Passwords,
 }
 
 const SETTINGS: &str = "SELECT unnest(s.setconfig) AS setting, s.setdatabase <> 0 AS here
@@ -91,7 +91,7 @@ impl Shared {
             server.own.with(|client| client.query_one("SELECT current_user::text", &[])).map_err(readable)?.get(0);
         Ok(Self {
             becomes,
-            skipped: Mutex::default(),
+            skipped: Skipped::default(),
             server: Arc::clone(server),
             address: address.clone(),
             names: names.clone(),
@@ -100,7 +100,7 @@ impl Shared {
             settings: settings.iter().map(|row| (row.get("setting"), row.get("here"))).collect(),
             no_capture,
             unwatched,
-            passwords: Mutex::default(),
+            passwords: Passwords::default(),
         })
     }
 
@@ -119,17 +119,6 @@ impl Shared {
         (!all.is_empty()).then(|| all.join("; "))
     }
 
-    /// The settings of the user's role that the login may not give to another.
-    pub fn skipped(&self) -> Vec<String> {
-        self.skipped.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
-    }
-
-    /// The password of a lane's role; it is made up here and kept nowhere else.
-    pub fn password(&self, place: Place) -> Secret {
-        let mut passwords = self.passwords.lock().unwrap_or_else(PoisonError::into_inner);
-        passwords.entry(place).or_insert_with(|| Secret::new(Uuid::new_v4().simple().to_string())).clone()
-    }
-
     /// Makes the log and puts triggers on the user's tables.
     pub fn watch(&self, schema: &str) -> anyhow::Result<()> {
         let home = Home::new(schema, &self.names.tag, self.names.mark(Place::Run), Writers::Sessions)?;
@@ -144,28 +133,16 @@ impl Shared {
     pub fn create_role(&self, place: Place) -> anyhow::Result<()> {
         let name = self.names.of(place);
         let (role, user) = (identifier(&name)?, identifier(self.address.user())?);
-        let verifier = postgres_protocol::password::scram_sha_256(self.password(place).reveal().as_bytes());
         let sql = format!(
-            "BEGIN; CREATE ROLE {role} LOGIN PASSWORD '{verifier}' IN ROLE {user}; COMMENT ON ROLE {role} IS '{}';",
+            "BEGIN; CREATE ROLE {role} LOGIN PASSWORD '{}' IN ROLE {user}; COMMENT ON ROLE {role} IS '{}';",
+            self.passwords.verifier(place),
             self.names.mark(place)
         );
         let database = identifier(self.address.database())?;
         let mut settings = Vec::new();
         for (setting, is_here) in &self.settings {
-            let Some((key, value)) = setting.split_once('=') else { continue };
-            let quoted = |text: &str| text.replace('\'', "''");
             let of = if *is_here { format!("ROLE {role} IN DATABASE {database}") } else { format!("ROLE {role}") };
-            if key == "role" {
-                continue;
-            }
-            // Through the session, because a list such as a search path must not be quoted as one.
-            let set = format!(
-                "SELECT set_config('{}', '{}', true); ALTER {of} SET {} FROM CURRENT;",
-                quoted(key),
-                quoted(value),
-                identifier(key)?
-            );
-            settings.push((key, set));
+            settings.extend(setting::repeat(setting, &of)?.filter(|(key, _)| *key != "role"));
         }
         let becomes = format!("ALTER ROLE {role} SET role = {};", identifier(&self.becomes)?);
         let run = |sql: &str| {
@@ -181,11 +158,10 @@ impl Shared {
             if !made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::INSUFFICIENT_PRIVILEGE)) {
                 return made;
             }
-            // Somebody with more rights has set something. Tests may well do without.
             run(&format!("{sql}{becomes}COMMIT;"))?;
             for (key, set) in &settings {
                 if run(&format!("BEGIN; {set} COMMIT;")).is_err() {
-                    self.skipped.lock().unwrap_or_else(PoisonError::into_inner).insert((*key).to_owned());
+                    self.skipped.add(key);
                 }
             }
             Ok(())
@@ -206,7 +182,7 @@ impl Shared {
         }
         let name = self.names.of(place);
         let mut config = connection::config(&self.address, self.server.application())?;
-        config.user(&name).password(self.password(place).reveal());
+        config.user(&name).password(self.passwords.of(place).reveal());
         let mut client = connection::connect(&config).context("a worker could not log in to its lane")?;
         let row = client.query_one("SELECT session_user::text, current_user::text", &[])?;
         let (session, current): (String, String) = (row.get(0), row.get(1));
