@@ -17,6 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 use postgres::Client;
 use postgres::error::SqlState;
+use postgres_protocol::escape::escape_literal;
 
 use super::connection::readable;
 use super::identifier;
@@ -107,9 +108,8 @@ impl Home {
     /// SQL that watches `table`, known here as `rel`.
     fn watch(&self, table: &Table, rel: i32, ground: Ground) -> String {
         let Self { schema, tag, .. } = self;
-        let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
         let list = |texts: &[String]| {
-            format!("ARRAY[{}]::text[]", texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", "))
+            format!("ARRAY[{}]::text[]", texts.iter().map(|text| escape_literal(text)).collect::<Vec<_>>().join(", "))
         };
         let name = &table.sql;
         let trigger = |what: &str| format!("isolane_{tag}_{what}");
@@ -125,8 +125,8 @@ impl Home {
              CREATE FUNCTION {schema}.t{rel}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER {settings} AS $isolane$ {changed} $isolane$;
              {insert}{update}{delete}CREATE TRIGGER {truncate} BEFORE TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION {schema}.truncated({rel});\n",
             oid = table.oid,
-            kind = quoted(&table.kind),
-            own_kind = quoted(&table.own_kind),
+            kind = escape_literal(&table.kind),
+            own_kind = escape_literal(&table.own_kind),
             lane = ground.number().map_or("NULL".to_owned(), |number| number.to_string()),
             columns = list(&table.key.columns),
             attnums = table.attnums.iter().map(i16::to_string).collect::<Vec<_>>().join(", "),

@@ -1,6 +1,7 @@
 //! What the server and the login can do, asked once.
 
 use postgres::{Client, Row};
+use postgres_protocol::escape::escape_literal;
 
 use crate::address::PostgresAddress;
 
@@ -104,20 +105,21 @@ impl Facts {
 }
 
 fn template0_options(row: &Row) -> String {
-    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
     let mut options = format!(
         "ENCODING {} LC_COLLATE {} LC_CTYPE {}",
-        literal(row.get("encoding")),
-        literal(row.get("datcollate")),
-        literal(row.get("datctype"))
+        escape_literal(row.get("encoding")),
+        escape_literal(row.get("datcollate")),
+        escape_literal(row.get("datctype"))
     );
     // ICU came with PostgreSQL 15, the built-in provider with 17.
     let provider: Option<String> = row.get("provider");
     let locale: Option<String> = row.get("locale");
     match (provider.as_deref(), locale) {
-        (Some("i"), Some(locale)) => options.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {}", literal(&locale))),
+        (Some("i"), Some(locale)) => {
+            options.push_str(&format!(" LOCALE_PROVIDER icu ICU_LOCALE {}", escape_literal(&locale)));
+        }
         (Some("b"), Some(locale)) => {
-            options.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {}", literal(&locale)));
+            options.push_str(&format!(" LOCALE_PROVIDER builtin BUILTIN_LOCALE {}", escape_literal(&locale)));
         }
         _ => {}
     }

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, Config};
+use postgres_protocol::escape::escape_literal;
 
 use super::capture;
 use super::claim;
@@ -104,7 +105,6 @@ impl Server {
     /// these marks; what is not there is removed. Of databases it takes one.
     pub fn remove_proven(&self, things: &[(&Resource, &Mark)]) -> anyhow::Result<()> {
         let Some((first, _)) = things.first() else { return Ok(()) };
-        let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
         let list =
             |each: &dyn Fn(&(&Resource, &Mark)) -> String| things.iter().map(each).collect::<Vec<_>>().join(", ");
         let is_database = first.kind == ResourceKind::Database;
@@ -124,7 +124,7 @@ impl Server {
             ),
             ResourceKind::File | ResourceKind::Directory => bail!("a server has no {}", first.kind.as_str()),
         };
-        let names = list(&|(resource, _)| literal(&resource.name));
+        let names = list(&|(resource, _)| escape_literal(&resource.name));
         let within = if is_database {
             format!("datid IN (SELECT oid FROM pg_database WHERE datname IN ({names}))")
         } else {
@@ -153,7 +153,11 @@ impl Server {
             number = claim::NUMBER,
             reach = if first.kind == ResourceKind::Role { REACH.replace("{names}", &names) } else { String::new() },
             keys = list(&|(_, mark)| claim::key(&mark.run.tag()).to_string()),
-            marks = list(&|(resource, mark)| format!("({}, {})", literal(&resource.name), literal(&mark.to_string()))),
+            marks = list(&|(resource, mark)| format!(
+                "({}, {})",
+                escape_literal(&resource.name),
+                escape_literal(&mark.to_string())
+            )),
         );
         let proven = self.own.with(|client| client.batch_execute(&sql)).map_err(readable);
         let removed = proven.and_then(|()| if is_database { self.drop_database_at_once(&first.name) } else { Ok(()) });

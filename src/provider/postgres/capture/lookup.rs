@@ -1,6 +1,7 @@
 //! Finding the row that an error names by a key that is not its primary one.
 
 use postgres::{Client, Row};
+use postgres_protocol::escape::escape_literal;
 
 use super::table::{Form, Key};
 use crate::failure::{KeyTrouble, Trouble};
@@ -74,8 +75,7 @@ fn rows(
     if !is_plain || key.form == Form::Row {
         return Ok(Vec::new());
     }
-    let name =
-        |column: &String| format!("row ->> '{}'", column.trim_matches('"').replace("\"\"", "\"").replace('\'', "''"));
+    let name = |column: &String| format!("row ->> {}", escape_literal(&column.trim_matches('"').replace("\"\"", "\"")));
     let gone =
         format!("SELECT key FROM {home}.image WHERE rel = {rel} AND {} = $1 ORDER BY at DESC LIMIT 1", joined(&name));
     Ok(texts(client.query(&gone, &[&values])?))

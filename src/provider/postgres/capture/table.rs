@@ -133,7 +133,6 @@ pub fn of_lane(
 }
 
 fn table(row: &Row) -> Table {
-    let quoted = |name: &str| Identifier::new(name).map_or_else(String::new, |name| name.to_string());
     let (schema, name): (String, String) = (row.get("schema"), row.get("name"));
     let (root_schema, root_name): (String, String) = (row.get("root_schema"), row.get("root_name"));
     let columns: Vec<String> = row.get::<_, Option<_>>("columns").unwrap_or_default();
@@ -160,8 +159,13 @@ fn table(row: &Row) -> Table {
     }
 }
 
+/// A name from the catalog, for SQL.
+fn quoted(name: &str) -> String {
+    Identifier::new(name).map_or_else(String::new, |name| name.to_string())
+}
+
 impl Key {
-    /// What the server has written down: see [`Key::write`].
+    /// What the server has written down, with its form by its [`Form::letter`].
     pub fn recall(columns: Vec<String>, types: Vec<String>, letter: &str) -> Self {
         Self { columns, types, form: Form::parse(letter), is_plain: false }
     }
@@ -171,8 +175,7 @@ impl Key {
     /// or dropped a column, its name falls through to a null beside: a statement of the user's
     /// must not fail because of isolane.
     pub fn of_each(&self, rows: &str, else_: &str) -> String {
-        let column = |name: &String| Identifier::new(name.as_str()).map_or_else(String::new, |name| name.to_string());
-        let columns: Vec<_> = self.columns.iter().map(column).collect();
+        let columns: Vec<_> = self.columns.iter().map(|name| quoted(name)).collect();
         let key = match self.form {
             Form::Integer | Form::Text => format!("{}::pg_catalog.text", columns[0]),
             Form::Array => format!("pg_catalog.jsonb_build_array({})::pg_catalog.text", columns.join(", ")),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use postgres::error::SqlState;
 use postgres::{Client, Transaction};
+use postgres_protocol::escape::escape_literal;
 
 use super::{Reference, Target};
 use crate::name::Identifier;
@@ -233,9 +234,9 @@ fn name_left(client: &mut Client, target: &Target, why: Option<&str>, rows: &mut
         .map(|reference| {
             let pairs: Vec<_> = reference.columns.iter().map(|(mine, its)| format!("c.{mine} = t.{its}")).collect();
             format!(
-                "CASE WHEN EXISTS (SELECT FROM {child} AS c WHERE {}) THEN '{}' END",
+                "CASE WHEN EXISTS (SELECT FROM {child} AS c WHERE {}) THEN {} END",
                 pairs.join(" AND "),
-                reference.sql.trim_start_matches("ONLY ").replace('\'', "''"),
+                escape_literal(reference.sql.trim_start_matches("ONLY ")),
                 child = reference.sql
             )
         })
