@@ -317,17 +317,3 @@ pub fn forget_others(tag: &Tag) -> String {
         crate::mark::HEAD
     )
 }
-
-/// SQL that takes other runs' triggers off the tables of `schema`, which a dump brought there.
-pub fn forget_triggers_of_others(schema: &Identifier, tag: &Tag) -> String {
-    format!(
-        "DO $others$ DECLARE its record; BEGIN
-             FOR its IN SELECT t.tgname, t.tgrelid::regclass AS name FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-                 JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
-                 WHERE c.relnamespace = '{schema}'::regnamespace AND n.nspname !~ '^isolane_{tag}' AND starts_with(obj_description(n.oid, 'pg_namespace'), '{}') LOOP
-                 EXECUTE format('DROP TRIGGER %I ON %s', its.tgname, its.name);
-             END LOOP;
-         END $others$",
-        crate::mark::HEAD
-    )
-}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use postgres::error::SqlState;
 
-use super::capture::{self, Home, Unwatched, Writers, table};
+use super::capture::{Home, Unwatched, Writers, table};
 use super::connection::{self, readable};
 use super::dump::{Programs, SchemaDump};
 use super::facts::Facts;
@@ -133,9 +133,7 @@ impl Schemas {
     fn watch(&self, place: Place, name: &str) {
         let Some(lane) = place.lane().filter(|_| self.is_watching()) else { return };
         let watched = self.home().and_then(|home| {
-            let forget = capture::forget_triggers_of_others(&identifier(name)?, &self.names.tag);
             self.server.own.with(|client| {
-                client.batch_execute(&forget)?;
                 let tables = table::of_lane(client, name, &self.source.name, &self.track)?;
                 home.extend(client, &tables, Ground::Lane(lane))
             })

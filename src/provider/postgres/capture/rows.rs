@@ -21,6 +21,9 @@ use crate::touch::Fate;
 /// How often triggers of the user's may write because of what triggers of theirs have written.
 const MOST_ECHOES: u32 = 3;
 
+/// SQL: the table that `c` is, or of which it is a partition.
+const WHOLE: &str = "CASE WHEN c.relispartition THEN pg_partition_root(c.oid) ELSE c.oid END";
+
 /// A table in which the run made rows.
 struct Target {
     oid: u32,
@@ -36,6 +39,13 @@ struct Target {
     last: i64,
     /// Foreign keys that refer to it.
     children: Vec<Reference>,
+}
+
+impl Target {
+    /// SQL: its numbers in the log; with partitions it has several.
+    fn rels(&self, home: &Identifier) -> String {
+        format!("SELECT w.rel FROM {home}.watched w JOIN pg_class c ON c.oid = w.oid WHERE {WHOLE} = {}", self.oid)
+    }
 }
 
 /// A foreign key of another table, or of the same.
@@ -130,7 +140,7 @@ fn targets(client: &mut Client, home: &Identifier) -> Result<Vec<Target>, postgr
                                   JOIN pg_attribute a ON a.attrelid = root.oid AND a.attnum = u.n AND NOT a.attisdropped ORDER BY at)
                 END AS now
            FROM {home}.watched w JOIN pg_class c ON c.oid = w.oid
-           JOIN pg_class root ON root.oid = CASE WHEN c.relispartition THEN pg_partition_root(c.oid) ELSE c.oid END
+           JOIN pg_class root ON root.oid = {WHOLE}
           WHERE EXISTS (SELECT FROM {home}.log l WHERE l.rel = w.rel AND l.op = 'I')
              OR EXISTS (SELECT FROM {home}.harvested l WHERE l.rel = w.rel AND l.op = 'I')
              OR EXISTS (SELECT FROM {home}.aftermath l WHERE l.rel = w.rel)"

@@ -30,7 +30,7 @@ pub fn listen(client: &mut Client, home: &Identifier, tag: &Tag) -> Result<(), p
             "CREATE OR REPLACE FUNCTION {home}.i{rel}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER {TEXTS} AS $isolane$
              #variable_conflict use_column
              BEGIN
-                 IF TG_OP OPERATOR(pg_catalog.=) 'INSERT' AND pg_catalog.current_setting('isolane.removes', true) OPERATOR(pg_catalog.=) '{tag}' THEN
+                 IF pg_catalog.current_setting('isolane.removes', true) OPERATOR(pg_catalog.=) '{tag}' THEN
                      INSERT INTO {home}.aftermath VALUES ({rel}, ARRAY({}));
                  END IF;
                  RETURN NULL;
@@ -50,15 +50,11 @@ pub fn is_there(client: &mut Client, home: &Identifier) -> Result<bool, postgres
 /// Puts it among the rows of a table that are to be removed.
 pub fn add(client: &mut Client, home: &Identifier, target: &mut Target) -> Result<(), postgres::Error> {
     let mut transaction = client.transaction()?;
-    let its = format!(
-        "rel IN (SELECT rel FROM {home}.watched w JOIN pg_class c ON c.oid = w.oid
-                  WHERE CASE WHEN c.relispartition THEN pg_partition_root(c.oid) ELSE c.oid END = {})",
-        target.oid
-    );
     let sql = format!(
-        "WITH made AS (DELETE FROM {home}.aftermath WHERE {its} RETURNING keys),
+        "WITH made AS (DELETE FROM {home}.aftermath WHERE rel IN ({rels}) RETURNING keys),
               alike AS (SELECT k, count(*) AS copies FROM made, unnest(keys) AS k WHERE k IS NOT NULL GROUP BY k)
          INSERT INTO {ours} SELECT {last} + row_number() OVER (), k, copies, false, {typed} FROM alike",
+        rels = target.rels(home),
         ours = target.ours,
         last = target.last,
         typed = typed(&target.key)

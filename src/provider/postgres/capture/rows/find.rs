@@ -64,12 +64,7 @@ fn look(
     );
     let emptied: Option<String> = transaction.query_one(&emptied, &[])?.get(0);
     let truncated = emptied.map(|at| format!(" AND l.at > '{at}'")).unwrap_or_default();
-    // With partitions it has several numbers in the log.
-    let rels = format!(
-        "SELECT string_agg(rel::text, ',') FROM {home}.watched w JOIN pg_class c ON c.oid = w.oid
-          WHERE CASE WHEN c.relispartition THEN pg_partition_root(c.oid) ELSE c.oid END = {}",
-        target.oid
-    );
+    let rels = format!("SELECT string_agg(rel::text, ',') FROM ({}) AS its", target.rels(home));
     let rels: String = transaction.query_one(&rels, &[])?.get(0);
     let log = format!(
         "(SELECT l.at, l.op, l.keys, l.was, {ours} AS ours, coalesce(app, '') LIKE 'isolane run %' AS tidies FROM {all} AS l
@@ -86,26 +81,24 @@ fn look(
         transaction.batch_execute(&format!("DROP TABLE IF EXISTS {found}"))?;
         return list(transaction, target, &keys);
     }
-    let keys = {
-        // Of rows that are alike, it matters in which order they came and went.
-        let or_went = if target.key.form == Form::Row { " OR op = 'D'" } else { "" };
-        transaction.batch_execute(&format!(
-            "DROP TABLE IF EXISTS {moved};
-             CREATE UNLOGGED TABLE {moved} AS SELECT DISTINCT k FROM (
-                 SELECT unnest(ARRAY[u.was, u.k]) AS k FROM {log}, unnest(keys, was) AS u (k, was) WHERE (op = 'U' AND u.was <> u.k){or_went}) AS m
-              WHERE k IS NOT NULL"
-        ))?;
-        let (copies, is_there) = if target.key.form == Form::Row {
-            ("count(*) FILTER (WHERE op = 'I' AND ours)", "bool_or(op = 'I' AND ours)")
-        } else {
-            ("1::bigint", "(array_agg(op = 'I' AND ours ORDER BY at DESC))[1]")
-        };
-        format!(
-            "SELECT k, (array_agg(op ORDER BY at))[1] = 'I' AS is_new, {copies} AS copies
-               FROM {log}, unnest(keys) AS k WHERE op IN ('I', 'D') AND k IS NOT NULL AND k NOT IN (SELECT k FROM {moved})
-              GROUP BY k HAVING {is_there}"
-        )
+    // Of rows that are alike, it matters in which order they came and went.
+    let or_went = if target.key.form == Form::Row { " OR op = 'D'" } else { "" };
+    transaction.batch_execute(&format!(
+        "DROP TABLE IF EXISTS {moved};
+         CREATE UNLOGGED TABLE {moved} AS SELECT DISTINCT k FROM (
+             SELECT unnest(ARRAY[u.was, u.k]) AS k FROM {log}, unnest(keys, was) AS u (k, was) WHERE (op = 'U' AND u.was <> u.k){or_went}) AS m
+          WHERE k IS NOT NULL"
+    ))?;
+    let (copies, is_there) = if target.key.form == Form::Row {
+        ("count(*) FILTER (WHERE op = 'I' AND ours)", "bool_or(op = 'I' AND ours)")
+    } else {
+        ("1::bigint", "(array_agg(op = 'I' AND ours ORDER BY at DESC))[1]")
     };
+    let keys = format!(
+        "SELECT k, (array_agg(op ORDER BY at))[1] = 'I' AS is_new, {copies} AS copies
+           FROM {log}, unnest(keys) AS k WHERE op IN ('I', 'D') AND k IS NOT NULL AND k NOT IN (SELECT k FROM {moved})
+          GROUP BY k HAVING {is_there}"
+    );
     transaction.batch_execute(&format!("DROP TABLE IF EXISTS {found}; CREATE UNLOGGED TABLE {found} AS {keys}"))?;
     follow(transaction, target, &log, &moved, found)?;
     list(transaction, target, &format!("{found} WHERE is_new AND copies > 0"))?;
