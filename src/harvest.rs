@@ -51,7 +51,7 @@ impl Harvester {
 }
 
 /// Reads what the servers saw in these resources.
-pub fn harvest(run: &Run, margin: Duration, of: impl Fn(&Resource) -> bool) {
+fn harvest(run: &Run, margin: Duration, of: impl Fn(&Resource) -> bool) {
     if !run.is_watched() {
         return;
     }

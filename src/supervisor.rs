@@ -24,7 +24,7 @@ use crate::api::{self, Api, Stories};
 use crate::clock::Timestamp;
 use crate::error::{Stop, one_line};
 use crate::fault::{self, Step};
-use crate::harvest::{self, Harvester};
+use crate::harvest::Harvester;
 use crate::keeper::Keeper;
 use crate::ledger::finding::Findings;
 use crate::ledger::record::{self, RecordState};
@@ -39,7 +39,7 @@ use crate::roster::{Roster, Tally};
 use crate::run::Run;
 use crate::runner::Recognised;
 use crate::settings::{Isolation, Keep, Runner, Settings};
-use crate::sweep::{Scope, SweepReport, patiently, sweep};
+use crate::sweep::{Scope, SweepReport, leave, patiently, sweep};
 use command::{Commands, came_early};
 use phase::{Event, Progress};
 use start::Started;
@@ -216,7 +216,7 @@ fn home(
     let mut kept = 0;
     let mut notices_of_leaving = Vec::new();
     if keep {
-        notices_of_leaving = leave(&run);
+        notices_of_leaving = leave(&run.inventory, &run.sites());
         // What only says on a server that the run lives is of no use to anybody.
         let is_of_use = |resource: &Resource| resource.place != Place::Run || resource.kind != ResourceKind::Database;
         for item in run.inventory.owed().into_iter().filter(|item| is_of_use(&item.resource)) {
@@ -269,20 +269,6 @@ fn home(
     };
     started.finish();
     outcome
-}
-
-/// Leaves what the run made, and takes it off from what is not the run's own.
-fn leave(run: &Run) -> Vec<String> {
-    harvest::harvest(run, Duration::ZERO, |_| true);
-    let mut left = Vec::new();
-    for resource in run.inventory.made() {
-        if let Some(provider) = run.providers.iter().find(|provider| provider.id() == resource.provider) {
-            let why = provider.let_go(&resource).err();
-            left.extend(why.map(|why| format!("triggers stay on your tables, and do nothing: {}", one_line(&why))));
-        }
-    }
-    run.inventory.rows_kept();
-    left
 }
 
 /// What became of the ledger, where it is not as it should be. It is first of all a story:

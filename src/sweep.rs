@@ -79,6 +79,26 @@ pub fn sweep(inventory: &Inventory, sites: &[&dyn Site], scope: Scope) -> SweepR
     report
 }
 
+/// Leaves what the run made where it is, and takes it off from what is not the run's own. What
+/// does not go is told.
+pub fn leave(inventory: &Inventory, sites: &[&dyn Site]) -> Vec<String> {
+    let mut told = Vec::new();
+    for Item { resource, .. } in inventory.owed() {
+        let Some(site) = site_of(sites, &resource) else { continue };
+        // What is not seen now is not in the ledger, and that is all.
+        let _ = inventory.harvest(site, &resource, Duration::ZERO);
+        let why = site.let_go(&resource).err();
+        told.extend(why.map(|why| format!("triggers stay on your tables, and do nothing: {}", one_line(&why))));
+    }
+    inventory.rows_kept();
+    told
+}
+
+/// The site where this is.
+fn site_of<'a>(sites: &[&'a dyn Site], resource: &Resource) -> Option<&'a dyn Site> {
+    sites.iter().copied().find(|site| site.id() == resource.provider)
+}
+
 /// Undoes groups of things beside each other, each in the reverse order of its making.
 fn undo_beside(inventory: &Inventory, sites: &[&dyn Site], groups: Vec<Vec<Item>>) -> SweepReport {
     let report = Mutex::new(SweepReport::default());
@@ -104,18 +124,17 @@ fn beside<T: Send>(these: impl ExactSizeIterator<Item = T> + Send, work: impl Fn
 }
 
 fn undo(inventory: &Inventory, sites: &[&dyn Site], items: Vec<Item>, report: &Mutex<SweepReport>) {
-    let site_of = |resource: &Resource| sites.iter().find(|site| site.id() == resource.provider);
     for item in &items {
         // If sessions do not end, removing fails in its turn and says so.
-        let _ = site_of(&item.resource).map(|site| disconnect(*site, &item.resource));
+        let _ = site_of(sites, &item.resource).map(|site| disconnect(site, &item.resource));
         // Nobody writes there any more. What is not seen now is not in the ledger, and that is all.
-        let _ = site_of(&item.resource).map(|site| harvest(inventory, *site, &item.resource));
+        let _ = site_of(sites, &item.resource).map(|site| harvest(inventory, site, &item.resource));
     }
     for item in items.into_iter().rev() {
         let resource = item.resource;
-        let done = site_of(&resource).map_or_else(
+        let done = site_of(sites, &resource).map_or_else(
             || Err(anyhow::anyhow!("nothing here knows {}", resource.provider)),
-            |site| remove(inventory, *site, &resource),
+            |site| remove(inventory, site, &resource),
         );
         let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
         match done {

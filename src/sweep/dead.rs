@@ -4,14 +4,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::{Scope, SweepReport, patiently, sweep};
+use super::{Scope, SweepReport, leave, patiently, sweep};
 use crate::address::Address;
 use crate::clock::Timestamp;
-use crate::inventory::{Inventory, Item};
+use crate::inventory::Inventory;
 use crate::ledger::resource::{self, Entry, ResourceEvent};
 use crate::ledger::run::{self, NewRun, OpenRun, RunState};
 use crate::ledger::{self, Durability, RunKey, Writer, collision};
@@ -120,13 +119,8 @@ pub fn sweep_run(ledger: &Path, id: RunId, addresses: &[Address], memory: Memory
     let mut swept = Swept { run: id, removed: 0, elsewhere: Vec::new(), report: SweepReport::default() };
     if memory.keep {
         let sites = sites(&inventory, &id.tag(), addresses);
-        for Item { resource, .. } in inventory.owed() {
-            if let Some(site) = sites.iter().find(|site| site.id() == resource.provider) {
-                let _ = inventory.harvest(&**site, &resource, Duration::ZERO);
-                let _ = site.let_go(&resource);
-            }
-        }
-        inventory.rows_kept();
+        // There is nobody to tell: the triggers that stay do nothing.
+        let _ = leave(&inventory, &sites.iter().map(|site| &**site).collect::<Vec<_>>());
         for item in inventory.owed() {
             // What is stuck stays so.
             let _ = inventory.happened(&item.resource, ResourceEvent::Keep, None);
