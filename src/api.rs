@@ -6,6 +6,7 @@
 //!   workers; one, an array of them, or a story (see [`story`]).
 //! * `POST /v1/records` enters an outside thing.
 //! * `POST /v1/failures` tells what is known of the rows that a failed test's error is about.
+//! * `POST /v1/renewals` makes a worker's lane as its template again.
 //! * `GET /v1/runs` tells which run this is.
 
 mod event;
@@ -83,6 +84,7 @@ pub async fn serve(listener: UnixListener, api: Arc<Api>) -> std::io::Result<()>
         .route("/v1/tests", post(tests))
         .route("/v1/records", post(records))
         .route("/v1/failures", post(failures))
+        .route("/v1/renewals", post(renewals))
         .route("/v1/runs", get(runs))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "unknown-path", "there is nothing at this path") })
         .with_state(api);
@@ -210,6 +212,10 @@ async fn lease(api: Arc<Api>, request: LaneRequest, peer: Peer) -> Result<Grant,
             api.roster.test_exited(&worker, &test, how, Timestamp::now());
         }
         match how {
+            Ended::Exited(_) if api.run.is_fresh_for_tests() => {
+                let renewed = api.keeper.release_renewed(&holder).await;
+                api.roster.left_behind(&worker, renewed);
+            }
             Ended::Exited(_) => api.keeper.release(&holder),
             // It may have left a transaction open, or children at work.
             Ended::Signalled(_) | Ended::Unknown => {
@@ -275,6 +281,23 @@ async fn records(State(api): State<Arc<Api>>, body: Bytes) -> Result<Response, P
 async fn failures(State(api): State<Arc<Api>>, body: Bytes) -> Result<Response, Problem> {
     let lines = failure::story_of(api, read::<FailureRequest>(&body)?).await;
     Ok(Json(json!({"story": lines.join("\n")})).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RenewalRequest {
+    worker: String,
+}
+
+async fn renewals(State(api): State<Arc<Api>>, body: Bytes) -> Result<Response, Problem> {
+    let RenewalRequest { worker } = read(&body)?;
+    let renewed = api
+        .keeper
+        .renew(&worker)
+        .await
+        .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-renewed", one_line(&error)))?;
+    api.roster.left_behind(&worker, renewed);
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn runs(State(api): State<Arc<Api>>) -> Json<serde_json::Value> {

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::report::Format;
 use crate::settings::env_template::EnvTemplate;
-use crate::settings::{Choices, FailOn, Isolation, Keep, Runner, Setup, Track};
+use crate::settings::{Choices, FailOn, Fresh, Isolation, Keep, Runner, Setup, Track};
 
 /// Runs a parallel test command so that every worker has a database, a prefix and a
 /// directory of its own, and removes exactly what the run made.
@@ -124,6 +124,9 @@ pub struct RunArgs {
     /// Make the pristine state with this command, once, in an empty database
     #[arg(long, value_name = "COMMAND")]
     setup: Option<String>,
+    /// How often a lane starts from the pristine state again [default: worker]
+    #[arg(long, value_enum)]
+    fresh: Option<Fresh>,
     /// Keep what the run made, to look into it [default: never]
     #[arg(long, value_enum)]
     keep: Option<Keep>,
@@ -311,6 +314,7 @@ impl RunArgs {
         let choices = Choices {
             workers: self.workers,
             setup: self.setup.map(|command| Setup { command, folder: PathBuf::new() }),
+            fresh: self.fresh,
             keep: self.keep,
             env: self.env,
             runner: self.runner,

@@ -27,6 +27,8 @@ pub enum Step {
     Seal,
     /// Giving a lane to a worker.
     HandOut,
+    /// Making a lane as its template again.
+    Renew,
     /// Starting the command.
     Start,
     /// Stopping what the command left running.
@@ -49,7 +51,7 @@ pub enum Step {
 
 impl Step {
     /// All of them, in the order of a run.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Lock,
         Self::Announce,
         Self::Arm,
@@ -61,6 +63,7 @@ impl Step {
         Self::Seal,
         Self::HandOut,
         Self::Start,
+        Self::Renew,
         Self::Stop,
         Self::Disconnect,
         Self::Harvest,
@@ -84,6 +87,7 @@ impl Step {
             Self::Fill => "fill",
             Self::Seal => "seal",
             Self::HandOut => "hand-out",
+            Self::Renew => "renew",
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Disconnect => "disconnect",

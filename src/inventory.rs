@@ -201,14 +201,24 @@ impl Inventory {
     /// Takes in what `site` saw of rows that were written in `resource`, except for what is
     /// younger than `margin`.
     pub fn harvest(&self, site: &dyn Site, resource: &Resource, margin: Duration) -> anyhow::Result<()> {
-        let turn = Arc::clone(
-            self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(resource.name.clone()).or_default(),
-        );
+        let turn = self.turn(resource);
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let (run, again) = (self.run, self.is_recalled);
         site.harvest(resource, margin, &mut |seen: Seen| {
             Ok(self.writer.commit(Durability::Process, move |db| touch::enter(db, run, &seen, again))?)
         })
+    }
+
+    /// Does this to a resource while nobody reads its log.
+    pub fn in_turn<T>(&self, resource: &Resource, work: impl FnOnce() -> T) -> T {
+        let turn = self.turn(resource);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        work()
+    }
+
+    fn turn(&self, resource: &Resource) -> Arc<Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(resource.name.clone()).or_default())
     }
 
     /// Everything that is there.

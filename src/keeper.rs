@@ -14,6 +14,7 @@ use crate::lane::{LaneBook, Stage};
 use crate::name::{Lane, Place};
 use crate::os::port::PortBlock;
 use crate::os::process::{Ended, PidFd};
+use crate::renewal::{self, Renewed};
 use crate::run::{Environment, Run};
 use crate::sweep::{Scope, sweep};
 
@@ -133,6 +134,44 @@ impl Keeper {
         self.changed.notify_waiters();
     }
 
+    /// The lane of `worker`, whose process is gone, becomes as its template again, and is free
+    /// then.
+    pub async fn release_renewed(self: &Arc<Self>, worker: &str) -> Renewed {
+        let lane = {
+            let mut state = self.state();
+            state.processes.remove(worker);
+            let Some(lane) = state.book.held_by(worker) else { return Renewed::default() };
+            state.book.take_back(lane);
+            state.book.set_stage(lane, Stage::Used);
+            lane
+        };
+        self.changed.notify_waiters();
+        match self.renewed(lane, true).await {
+            Ok(renewed) => {
+                self.state().book.set_stage(lane, Stage::Ready);
+                self.changed.notify_waiters();
+                renewed
+            }
+            Err(error) => {
+                self.state().book.set_stage(lane, Stage::Dirty);
+                Arc::clone(self).clean(lane).await;
+                Renewed { again: vec![one_line(&error)], ..Renewed::default() }
+            }
+        }
+    }
+
+    /// The lane of `worker`, which goes on in it, becomes as its template again.
+    pub async fn renew(&self, worker: &str) -> anyhow::Result<Renewed> {
+        let lane = self.state().book.held_by(worker).context("it has no lane")?;
+        self.renewed(lane, false).await
+    }
+
+    async fn renewed(&self, lane: Lane, is_alone: bool) -> anyhow::Result<Renewed> {
+        let run = Arc::clone(&self.run);
+        let renewing = tokio::task::spawn_blocking(move || renewal::renew(&run, Place::Lane(lane), is_alone));
+        renewing.await.unwrap_or_else(|panicked| Err(anyhow!("it broke off: {panicked}")))
+    }
+
     /// Whether the worker's process is known, so that its end will be noticed.
     pub fn is_bound(&self, worker: &str) -> bool {
         self.state().processes.contains_key(worker)
@@ -195,7 +234,7 @@ impl Keeper {
                         self.state().failures.get(&lane).cloned().unwrap_or_default()
                     ));
                 }
-                Stage::Making | Stage::Dirty => changed.await,
+                Stage::Making | Stage::Used | Stage::Dirty => changed.await,
             }
         }
     }

@@ -14,6 +14,8 @@ pub enum Stage {
     Making,
     /// A worker can have it.
     Ready,
+    /// Its worker is gone, and it becomes as its template again.
+    Used,
     /// Its worker crashed, and it is being cleaned.
     Dirty,
     /// It could not be made or cleaned; nobody gets it.
@@ -58,8 +60,9 @@ impl LaneBook {
         let rank = |entry: &Entry| match entry.stage {
             _ if entry.last.as_deref() == Some(worker) => 0,
             Stage::Ready => 1,
-            Stage::Making => 2,
-            Stage::Dirty | Stage::Unmade | Stage::Stuck => 3,
+            Stage::Used => 2,
+            Stage::Making => 3,
+            Stage::Dirty | Stage::Unmade | Stage::Stuck => 4,
         };
         let free =
             self.entries.iter().enumerate().filter(|(_, entry)| entry.holder.is_none() && entry.stage != Stage::Stuck);

@@ -7,6 +7,7 @@
 pub mod author;
 pub mod collision;
 pub mod finding;
+pub mod leftover;
 pub mod row;
 pub mod reading;
 pub mod record;
@@ -31,11 +32,9 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 /// Marks the file as a ledger (`PRAGMA application_id`): "isol".
 const APPLICATION_ID: i32 = 0x6973_6f6c;
 /// The form of the tables (`PRAGMA user_version`).
-const VERSION: i32 = 2;
+const VERSION: i32 = 3;
 /// From the first form of the tables to the second, around `story.sql`.
-const BEFORE_FORM_2: &str =
-    "DROP VIEW runs; DROP VIEW workers; DROP VIEW tests; DROP VIEW resources; DROP VIEW records;
-    ALTER TABLE test RENAME TO test_1;";
+const BEFORE_FORM_2: &str = "ALTER TABLE test RENAME TO test_1;";
 const AFTER_FORM_1: &str = "
     INSERT INTO test (run, number, worker_id, test_id, attempt, began, ended, outcome, message)
         SELECT run, number, worker_id, test_id, attempt,
@@ -117,6 +116,7 @@ fn create(db: &mut Connection) -> anyhow::Result<()> {
     // Another run may have been faster.
     let found = version(&tx)?;
     if found < VERSION {
+        drop_views(&tx)?;
         if found == 1 {
             let has_lock = "SELECT count(*) > 0 FROM pragma_table_info('run') WHERE name = 'lock'";
             if !tx.query_row(has_lock, [], |row| row.get::<_, bool>(0))? {
@@ -126,15 +126,24 @@ fn create(db: &mut Connection) -> anyhow::Result<()> {
             tx.execute_batch(BEFORE_FORM_2)?;
             tx.execute_batch(include_str!("ledger/story.sql"))?;
             tx.execute_batch(AFTER_FORM_1)?;
-        } else {
+        } else if found == 0 {
             tx.execute_batch(include_str!("ledger/schema.sql"))?;
             tx.execute_batch(include_str!("ledger/story.sql"))?;
         }
+        // The third form brought it.
+        tx.execute_batch(include_str!("ledger/leftover.sql"))?;
         tx.execute_batch(include_str!("ledger/views.sql"))?;
         tx.pragma_update(None, "application_id", APPLICATION_ID)?;
         tx.pragma_update(None, "user_version", VERSION)?;
     }
     Ok(tx.commit()?)
+}
+
+/// Views are made anew in each form.
+fn drop_views(db: &Connection) -> anyhow::Result<()> {
+    let mut names = db.prepare("SELECT name FROM sqlite_schema WHERE type = 'view'")?;
+    let names: Vec<String> = names.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(names.iter().try_for_each(|name| db.execute_batch(&format!("DROP VIEW {name}")))?)
 }
 
 /// Opens a ledger that exists, and cannot write into it.

@@ -76,6 +76,7 @@ pub mod inventory;
 pub mod sweep;
 pub mod run;
 pub mod harvest;
+pub mod renewal;
 pub mod roster;
 pub mod keeper;
 pub mod api;

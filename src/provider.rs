@@ -171,6 +171,38 @@ impl Rows {
     }
 }
 
+/// Something that a test left running or pending in its lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    /// What it is: `transaction`, `prepared transaction`, `replication slot`.
+    pub kind: &'static str,
+    /// Which.
+    pub name: String,
+    /// What more is known of it, such as its last statement.
+    pub detail: Option<String>,
+}
+
+/// What came of making a lane as its template again.
+#[derive(Clone, Debug, Default)]
+pub struct Renewal {
+    /// What had to be ended before.
+    pub leftovers: Vec<Leftover>,
+    /// Why the lane has to be made again; nothing where it is as its template now.
+    pub again: Option<String>,
+}
+
+impl Renewal {
+    /// It has to be made again.
+    pub fn again(why: impl Into<String>) -> Self {
+        Self { leftovers: Vec::new(), again: Some(why.into()) }
+    }
+
+    /// Adds something that a test left.
+    pub fn left(&mut self, kind: &'static str, name: &str, detail: Option<&str>) {
+        self.leftovers.push(Leftover { kind, name: name.to_owned(), detail: detail.map(str::to_owned) });
+    }
+}
+
 /// A site that others may reach as well, and where marks tell whose things are.
 pub trait Census: Site {
     /// Everything that carries a run's mark, under that run's name.
@@ -208,6 +240,11 @@ pub trait Provider: Site {
     /// Whether rows may be watched here.
     fn watches_rows(&self) -> bool {
         false
+    }
+    /// Makes `place` as its template again, as far as that goes without making it again. Where
+    /// nobody of the lane `is_alone` with it, whoever works in it is ended.
+    fn renew(&self, _place: Place, _is_alone: bool) -> Renewal {
+        Renewal::default()
     }
     /// Whether it is certain that nobody but isolane ever came to any of these lanes.
     fn is_untouched(&self, lanes: &[Resource]) -> bool;

@@ -10,9 +10,10 @@ use crate::clock::Timestamp;
 use crate::ledger::record::{self, RecordKey};
 use crate::ledger::test::FixturePhase;
 use crate::ledger::worker::WorkerOutcome;
-use crate::ledger::{Durability, RunKey, Writer, test, worker};
+use crate::ledger::{Durability, RunKey, Writer, leftover, test, worker};
 use crate::name::Lane;
 use crate::os::process::Ended;
+use crate::renewal::Renewed;
 use crate::secret::Vault;
 
 use sharing::Shared;
@@ -80,6 +81,8 @@ struct State {
     interrupted: bool,
     /// How many failed tests named a thing that lanes do not separate, and the first of them.
     sharing: BTreeMap<Shared, (usize, String)>,
+    /// How often tests left something of a kind that is no row, and the first of them.
+    left_behind: BTreeMap<&'static str, (usize, String)>,
 }
 
 /// What a worker is to isolane.
@@ -295,6 +298,27 @@ impl Roster {
         self.test_ended(worker, id, outcome, message.as_deref(), at);
     }
 
+    /// What the last test of this worker left, as was found when its lane was made fresh.
+    pub fn left_behind(&self, worker: &str, renewed: Renewed) {
+        if renewed.leftovers.is_empty() && renewed.again.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        // Its end may be on its way still.
+        let last = state.workers.get(worker).and_then(|member| member.open.last().or(member.last.as_ref()));
+        let (number, test) = (last.map(|test| test.number), last.map_or("no test", |test| test.id.as_str()).to_owned());
+        let left = renewed.leftovers.into_iter().map(|left| {
+            let detail = left.detail.map(|detail| format!(": {}", self.vault.mask(&detail))).unwrap_or_default();
+            (left.kind, format!("{}{detail}", left.name))
+        });
+        let again = renewed.again.into_iter().map(|why| (leftover::MADE_AGAIN, why));
+        for (kind, detail) in left.chain(again) {
+            state.left_behind.entry(kind).or_insert_with(|| (0, format!("{test} ({detail})"))).0 += 1;
+            let (run, worker) = (self.run, worker.to_owned());
+            self.writer.tell(move |db| leftover::enter(db, run, number, &worker, kind, &detail));
+        }
+    }
+
     /// The worker says that its work is done.
     pub fn said_goodbye(&self, worker: &str) {
         if let Some(member) = self.state().workers.get_mut(worker) {
@@ -398,6 +422,13 @@ impl Roster {
         if workers > 1 {
             notices.extend(state.sharing.iter().map(|(shared, (n, test))| shared.notice(*n, test)));
         }
+        notices.extend(state.left_behind.iter().map(|(kind, (n, first))| {
+            if *kind == leftover::MADE_AGAIN {
+                format!("a lane was made again {n} ×, because what cannot be undone had changed; first after {first}")
+            } else {
+                format!("{kind} left open {n} ×, and ended; first by {first}")
+            }
+        }));
         Tally {
             workers,
             crashed: state.order.iter().filter(crashed).cloned().collect(),

@@ -10,7 +10,7 @@ use crate::ledger::{RunKey, Writer};
 use crate::name::{Place, RunId, Tag};
 use crate::provider::{Access, Provider, Site};
 use crate::secret::{Secret, Vault};
-use crate::settings::{Isolation, Settings};
+use crate::settings::{Fresh, Isolation, Settings};
 
 /// The folder of the socket within the run's own, which nobody else can enter.
 pub const API_FOLDER: &str = "api";
@@ -57,6 +57,11 @@ impl Run {
         !self.settings.track.is_off() && self.providers.iter().any(|provider| provider.watches_rows())
     }
 
+    /// Whether lanes become as their template again for each test.
+    pub fn is_fresh_for_tests(&self) -> bool {
+        self.settings.fresh == Fresh::Test
+    }
+
     /// Variables of everything that belongs to the run, in a lane or not.
     pub fn common_environment(&self) -> Environment {
         vec![
@@ -91,6 +96,9 @@ impl Run {
         set("ISOLANE_PORT_BASE", port_base.to_string());
         if self.is_watched() {
             set("ISOLANE_WATCHED", "1".to_owned());
+        }
+        if self.is_fresh_for_tests() {
+            set("ISOLANE_FRESH", "test".to_owned());
         }
         let mut names = Vec::new();
         let mut schema = None;

@@ -32,6 +32,18 @@ pub enum Isolation {
     None,
 }
 
+/// How often a lane starts from the pristine state again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Fresh {
+    /// Once: it is as its worker leaves it.
+    Run,
+    /// For each worker; one that comes after a crash finds it pristine as well.
+    #[default]
+    Worker,
+    /// For each test: what the last one did is undone before the next begins.
+    Test,
+}
+
 /// Whether what a run made is left for looking into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Keep {
@@ -112,6 +124,7 @@ pub struct Choices {
     pub setup: Option<Setup>,
     pub workers: Option<u32>,
     pub keep: Option<Keep>,
+    pub fresh: Option<Fresh>,
     pub url_vars: Vec<String>,
     pub ledger: Option<PathBuf>,
     pub runner: Option<Runner>,
@@ -132,6 +145,7 @@ impl Choices {
             setup: self.setup.or(lower.setup),
             workers: self.workers.or(lower.workers),
             keep: self.keep.or(lower.keep),
+            fresh: self.fresh.or(lower.fresh),
             url_vars: either(self.url_vars, lower.url_vars),
             ledger: self.ledger.or(lower.ledger),
             runner: self.runner.or(lower.runner),
@@ -165,6 +179,7 @@ pub struct Settings {
     pub setup: Option<Setup>,
     pub workers: u32,
     pub keep: Keep,
+    pub fresh: Fresh,
     pub runner: Option<Runner>,
     pub quiet: bool,
     /// Files, absolute.
@@ -239,6 +254,7 @@ impl Settings {
             setup: all.setup.map(|setup| Setup { folder: cwd.join(setup.folder), ..setup }),
             workers: all.workers.unwrap_or(1),
             keep: all.keep.unwrap_or_default(),
+            fresh: all.fresh.unwrap_or_default(),
             runner: all.runner,
             quiet: all.quiet.unwrap_or(false),
             reports: all.reports.iter().map(|report| cwd.join(report)).collect(),

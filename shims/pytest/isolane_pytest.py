@@ -37,6 +37,8 @@ ADDRESSES = {
 }
 # Whether rows are watched, so that there is something to know of a failure.
 WATCHED = os.environ.get("ISOLANE_WATCHED") == "1"
+# Whether the lane is put back before each test.
+FRESH = os.environ.get("ISOLANE_FRESH") == "test"
 # Nobody named a database: an address that the suite brings itself is not overruled.
 EMBEDDED = os.environ.get("ISOLANE_EMBEDDED") == "1"
 
@@ -137,6 +139,49 @@ class _Story:
         self.connection = None
 
 
+class _Door:
+    """Requests that a test waits for, on one connection that stays open."""
+
+    def __init__(self):
+        self.connection = None
+
+    def post(self, path, body):
+        """Raises OSError with the run's own words."""
+        data = json.dumps(body).encode()
+        head = (
+            "POST %s HTTP/1.1\r\nHost: isolane\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            % (quote(path), len(data))
+        )
+        if self.connection is None:
+            self.connection = _connect()
+        try:
+            self.connection.sendall(head.encode() + data)
+            status, answer = self.read()
+        except (OSError, ValueError) as error:
+            self.connection.close()
+            self.connection = None
+            raise OSError("the run does not answer (%s)" % error)
+        if status >= 300:
+            raise OSError(json.loads(answer).get("detail", "status %d" % status) if answer else "status %d" % status)
+
+    def read(self):
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += self.more()
+        head, _, body = data.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").lower().split("\r\n")
+        length = next((int(line[15:]) for line in lines if line.startswith("content-length:")), 0)
+        while len(body) < length:
+            body += self.more()
+        return int(lines[0].split(None, 2)[1]), body
+
+    def more(self):
+        data = self.connection.recv(65536)
+        if not data:
+            raise OSError("it closed the connection")
+        return data
+
+
 def _lease(worker, expect=None):
     try:
         return _post("/v1/lanes", {"worker": worker, "expect": expect})["environment"]
@@ -154,6 +199,8 @@ class Plugin:
         self.is_controller = False
         self.fixtures = {}
         self.next_fixture = 0
+        self.door = _Door()
+        self.stale = None
 
     # Addresses -------------------------------------------------------------------
 
@@ -219,6 +266,8 @@ class Plugin:
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item, nextitem):
+        if FRESH and not self.is_controller:
+            self.freshen()
         self.begin(_test_id(item))
         self.story.send()
         yield
@@ -226,6 +275,20 @@ class Plugin:
         # Otherwise it goes with the beginning of the next one: one message a test.
         if nextitem is None:
             self.story.send()
+
+    def freshen(self):
+        """The lane as its template again, before the test begins and after the last one ended."""
+        self.stale = None
+        try:
+            self.story.send()
+            self.door.post("/v1/renewals", {"worker": WORKER})
+        except OSError as error:
+            self.stale = str(error)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self):
+        if self.stale is not None:
+            pytest.fail("isolane: the lane could not be put back for this test: %s" % self.stale, pytrace=False)
 
     # Written out by hand: these two are all that a test costs.
 

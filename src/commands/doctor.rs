@@ -96,8 +96,8 @@ fn database(settings: &Settings, address: &Address) -> Result<String, String> {
     let root = Path::new("/");
     let provider: anyhow::Result<Box<dyn Provider>> = match address {
         Address::Postgres(postgres) => {
-            Postgres::open(postgres, settings.isolation, root, &owner, String::new(), false, &settings.track)
-                .map(|p| Box::new(p) as _)
+            let settings = Settings { setup: None, ..settings.clone() };
+            Postgres::open(postgres, &settings, root, &owner, String::new()).map(|p| Box::new(p) as _)
         }
         Address::Sqlite(sqlite) => {
             Sqlite::open(sqlite, root, &owner.run.tag(), String::new(), false).map(|p| Box::new(p) as _)

@@ -55,11 +55,16 @@ CREATE VIEW collisions AS
          LEFT JOIN test b ON b.run = c.run AND b.number = test_b
          LEFT JOIN test f ON f.run = c.run AND f.number = failed_test;
 
--- Rows that a test or a fixture left behind, by table.
+-- Rows that a test or a fixture left behind, by table; and transactions and the like, by kind.
 CREATE VIEW leaks AS
     SELECT run_id, w.worker_id, test_id, kind, n
     FROM (SELECT run, worker, test, kind AS number, count(*) AS n FROM touch
            WHERE op = 'insert' AND state IS NOT 'gone' AND worker IS NOT NULL AND test IS NOT NULL
            GROUP BY run, worker, test, kind) t
          JOIN run USING (run) JOIN worker w USING (worker) JOIN (SELECT kind AS number, name AS kind FROM kind) USING (number)
-         JOIN test e ON e.run = t.run AND e.number = t.test;
+         JOIN test e ON e.run = t.run AND e.number = t.test
+    UNION ALL
+    SELECT run_id, w.worker_id, test_id, kind, count(*)
+    FROM leftover l JOIN run USING (run) LEFT JOIN worker w USING (worker) LEFT JOIN test e ON e.run = l.run AND e.number = l.test
+    WHERE kind <> 'lane made again'
+    GROUP BY l.run, l.worker, l.test, kind;

@@ -8,6 +8,7 @@ mod database;
 mod dump;
 mod facts;
 mod password;
+mod renewal;
 mod schema;
 mod server;
 mod setting;
@@ -20,19 +21,20 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use postgres::Client;
 
-use super::{Access, NamedRow, Provider, Resource, ResourceKind, Rows, Sink, Site};
+use super::{Access, NamedRow, Provider, Renewal, Resource, ResourceKind, Rows, Sink, Site};
 use crate::address::{Address, LaneTarget, PostgresAddress};
 use crate::error::Stop;
 use crate::failure::KeyTrouble;
 use crate::mark::Owner;
 use crate::name::{Identifier, Place, Tag};
 use crate::secret::Secret;
-use crate::settings::{Isolation, Track};
+use crate::settings::{Fresh, Isolation, Settings, Track};
 use capture::{Unwatched, lookup};
 use claim::Claim;
 use connection::readable;
 use database::Databases;
 use facts::Facts;
+use renewal::Renewals;
 use schema::Schemas;
 pub use server::Server;
 use server::{COMMON, maintenance_databases};
@@ -110,19 +112,19 @@ impl Postgres {
     /// directory of the run, for dumps.
     pub fn open(
         address: &PostgresAddress,
-        isolation: Isolation,
+        settings: &Settings,
         root: &Path,
         owner: &Owner,
         suffix: String,
-        has_setup: bool,
-        track: &Track,
     ) -> anyhow::Result<Self> {
+        let (has_setup, track) = (settings.setup.is_some(), &settings.track);
+        let databases = |server: &_, facts: &_, names: &_| Self::databases(server, address, facts, names, settings);
         let names = Names { tag: owner.run.tag(), suffix, owner: owner.clone() };
         let server = Arc::new(Server::new(address, &names.tag)?);
         let facts = server.own.with(Facts::ask).map_err(readable)?;
-        let (separation, reason) = match isolation {
+        let (separation, reason) = match settings.isolation {
             Isolation::Database => match facts.no_databases(address) {
-                None => (Self::databases(&server, address, &facts, &names, track), "as asked".to_owned()),
+                None => (databases(&server, &facts, &names), "as asked".to_owned()),
                 Some(why) => bail!(Stop::not_started(format!(
                     "{why}; `ALTER ROLE {} CREATEDB` allows it, and --isolation schema does without",
                     address.user()
@@ -134,10 +136,7 @@ impl Postgres {
                 (Separation::Shared(shared), "as asked".to_owned())
             }
             Isolation::Auto | Isolation::None => match facts.no_databases(address) {
-                None => (
-                    Self::databases(&server, address, &facts, &names, track),
-                    "the login may create databases".to_owned(),
-                ),
+                None => (databases(&server, &facts, &names), "the login may create databases".to_owned()),
                 Some(why) => (Self::schemas(&server, address, &facts, &names, root, track)?, why),
             },
         };
@@ -190,7 +189,7 @@ impl Postgres {
         address: &PostgresAddress,
         facts: &Facts,
         names: &Names,
-        track: &Track,
+        settings: &Settings,
     ) -> Separation {
         Separation::Database(Databases {
             server: Arc::clone(server),
@@ -199,7 +198,8 @@ impl Postgres {
             dump_because: facts.no_copy(address),
             facts: facts.clone(),
             skipped: Skipped::default(),
-            track: track.clone(),
+            track: settings.track.clone(),
+            renewals: (settings.fresh == Fresh::Test).then(Renewals::default),
             unwatched: Unwatched::default(),
         })
     }
@@ -304,23 +304,29 @@ impl Provider for Postgres {
             Separation::Shared(_) => None,
         };
         let unwatched = unwatched.map(|why| format!("; rows are not watched: {why}")).unwrap_or_default();
+        let not_undone = match &self.separation {
+            Separation::Database(Databases { renewals: Some(renewals), .. }) => renewals.impossible(),
+            _ => None,
+        };
+        let not_undone = not_undone.map(|why| format!("; copied again for each test: {why}")).unwrap_or_default();
         let without = if skipped.is_empty() {
             String::new()
         } else {
             format!("; without the setting {}, which the login may not repeat", skipped.join(", "))
         };
         let made = if self.has_setup { ", as --setup made it" } else { "" };
-        format!("PostgreSQL {}, {what}{made} ({}{without}{unwatched})", self.facts.version_text, self.reason)
+        format!(
+            "PostgreSQL {}, {what}{made} ({}{without}{unwatched}{not_undone})",
+            self.facts.version_text, self.reason
+        )
     }
 
     fn needs_template(&self) -> bool {
-        let is_shared = matches!(self.separation, Separation::Shared(_));
-        (self.has_setup && !is_shared)
-            || match &self.separation {
-                Separation::Database(databases) => databases.dump_because.is_some(),
-                Separation::Schema(schemas) => schemas.has_source(),
-                Separation::Shared(_) => false,
-            }
+        match &self.separation {
+            Separation::Database(databases) => databases.has_template(self.has_setup),
+            Separation::Schema(schemas) => self.has_setup || schemas.has_source(),
+            Separation::Shared(_) => false,
+        }
     }
 
     fn plan(&self, place: Place) -> Vec<Resource> {
@@ -385,7 +391,7 @@ impl Provider for Postgres {
     fn rows_named(&self, place: Place, trouble: &KeyTrouble) -> anyhow::Result<Vec<NamedRow>> {
         let home = self.names.of(Place::Run);
         let (database, home, lane) = match &self.separation {
-            Separation::Database(_) => (self.names.of(place), Place::Run.schema(&self.names.tag), None),
+            Separation::Database(_) => (self.names.of(place), capture::LANE_LOG.to_owned(), None),
             Separation::Schema(_) => {
                 let lane = place.lane().and_then(|lane| i32::try_from(lane.0).ok());
                 (self.address.database().to_owned(), home, lane)
@@ -401,6 +407,14 @@ impl Provider for Postgres {
         match &self.separation {
             Separation::Shared(shared) => shared.no_capture.is_none(),
             Separation::Database(_) | Separation::Schema(_) => true,
+        }
+    }
+
+    fn renew(&self, place: Place, is_alone: bool) -> Renewal {
+        match &self.separation {
+            Separation::Database(databases) => databases.renew(place, is_alone),
+            Separation::Schema(_) => Renewal::again("a schema is filled again for each test"),
+            Separation::Shared(_) => Renewal::default(),
         }
     }
 

@@ -1,13 +1,18 @@
 //! An SQLite file for each lane: empty, or a copy of the user's file as it stands.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
+use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
-use super::{Access, Provider, Resource, ResourceKind, Site};
+use super::{Access, Provider, Renewal, Resource, ResourceKind, Site};
 use crate::address::{Address, SqliteAddress};
 use crate::name::{Place, Tag};
 
@@ -22,6 +27,8 @@ pub struct Sqlite {
     /// Tells the files of several databases of one run apart.
     suffix: String,
     has_setup: bool,
+    /// How lanes' files look that nobody has written into.
+    pristine: Mutex<HashMap<Place, Signature>>,
 }
 
 impl Sqlite {
@@ -35,7 +42,9 @@ impl Sqlite {
     ) -> anyhow::Result<Self> {
         let path = source.path();
         let files = SqliteFiles::new(format!("{}{}", SqliteFiles::SCHEME, path.display()));
-        let sqlite = Self { files, source: source.clone(), root: root.to_owned(), tag: tag.clone(), suffix, has_setup };
+        let pristine = Mutex::default();
+        let (root, tag) = (root.to_owned(), tag.clone());
+        let sqlite = Self { files, source: source.clone(), root, tag, suffix, has_setup, pristine };
         if path.is_dir() {
             bail!("cannot read {} as an SQLite database: it is a folder", path.display());
         }
@@ -57,6 +66,39 @@ impl Sqlite {
         fs::metadata(self.source.path()).is_ok_and(|meta| meta.is_file() && meta.len() > 0)
     }
 
+    /// Notes that the file of this place is as it should be.
+    fn is_pristine(&self, place: Place) {
+        if let Some(signature) = Signature::of(&self.path(place)) {
+            self.pristine.lock().unwrap_or_else(PoisonError::into_inner).insert(place, signature);
+        }
+    }
+
+    /// Puts the template's content into a file that may be open: SQLite itself does it, so that
+    /// connections see it as any other change.
+    fn restore(&self, path: &Path) -> rusqlite::Result<()> {
+        let template = if self.needs_template() {
+            Connection::open_with_flags(self.path(Place::Template), OpenFlags::SQLITE_OPEN_READ_ONLY)?
+        } else {
+            Connection::open_in_memory()?
+        };
+        let mut lane = Connection::open(path)?;
+        lane.busy_timeout(LOCKED)?;
+        let backup = Backup::new(&template, &mut lane)?;
+        let began = Instant::now();
+        loop {
+            match backup.step(-1)? {
+                StepResult::Done => return Ok(()),
+                _ if began.elapsed() > LOCKED => {
+                    return Err(rusqlite::Error::SqliteFailure(
+                        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY),
+                        Some("a connection of the worker holds a lock on it".to_owned()),
+                    ));
+                }
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
     fn path(&self, place: Place) -> PathBuf {
         self.root.join(format!("{}{}.db", place.schema(&self.tag), self.suffix))
     }
@@ -73,6 +115,31 @@ fn open_source(path: &Path) -> rusqlite::Result<Connection> {
         }
     }
     Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+}
+
+/// How long a lock of the worker's is waited for.
+const LOCKED: Duration = Duration::from_secs(1);
+
+/// What tells cheaply that nobody wrote into a file: its length and time, its change counter (at
+/// byte 24 of its head, <https://sqlite.org/fileformat.html>), and the length of its write-ahead log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Signature {
+    length: u64,
+    modified: Option<SystemTime>,
+    counter: [u8; 4],
+    log: u64,
+}
+
+impl Signature {
+    fn of(path: &Path) -> Option<Self> {
+        let file = fs::File::open(path).ok()?;
+        let meta = file.metadata().ok()?;
+        let mut counter = [0; 4];
+        // A file without a page has none.
+        let _ = file.read_exact_at(&mut counter, 24);
+        let log = fs::metadata(companion(path, "-wal")).map_or(0, |meta| meta.len());
+        Some(Self { length: meta.len(), modified: meta.modified().ok(), counter, log })
+    }
 }
 
 /// The companions that SQLite puts beside a file.
@@ -176,7 +243,7 @@ impl Provider for Sqlite {
         // Setup builds from nothing, as on a new machine.
         if resource.place == Place::Template && !self.has_setup {
             let source = open_source(self.source.path())?;
-            source.busy_timeout(std::time::Duration::from_secs(30))?;
+            source.busy_timeout(Duration::from_secs(30))?;
             return source
                 .backup("main", path, None::<fn(rusqlite::backup::Progress)>)
                 .with_context(|| format!("cannot copy {}", self.source.path().display()));
@@ -185,21 +252,39 @@ impl Provider for Sqlite {
             let template = self.path(Place::Template);
             reflink_copy::reflink_or_copy(&template, path)
                 .with_context(|| format!("cannot copy {}", template.display()))?;
-            return Ok(());
+        } else {
+            // An empty file is an empty database; some drivers want it to be there.
+            fs::write(path, "").with_context(|| format!("cannot make {}", path.display()))?;
         }
-        // An empty file is an empty database; some drivers want it to be there.
-        fs::write(path, "").with_context(|| format!("cannot make {}", path.display()))
+        self.is_pristine(resource.place);
+        Ok(())
     }
 
     fn verify(&self, _place: Place) -> anyhow::Result<()> {
         Ok(())
     }
 
+    fn renew(&self, place: Place, _is_alone: bool) -> Renewal {
+        let path = self.path(place);
+        let known = self.pristine.lock().unwrap_or_else(PoisonError::into_inner).get(&place).copied();
+        if known.is_some() && known == Signature::of(&path) {
+            return Renewal::default();
+        }
+        match self.restore(&path) {
+            Ok(()) => {
+                self.is_pristine(place);
+                Renewal::default()
+            }
+            // A connection of the worker's holds it. Whoever has it open goes on with what is gone.
+            Err(error) => Renewal::again(format!("it cannot be put back ({error})")),
+        }
+    }
+
     fn seal_template(&self) -> anyhow::Result<()> {
         // What setup left in a write-ahead log belongs into the file that is copied.
         let path = self.path(Place::Template);
         let db = Connection::open(&path)?;
-        db.busy_timeout(std::time::Duration::from_secs(5))?;
+        db.busy_timeout(Duration::from_secs(5))?;
         db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
         Ok(())
     }

@@ -13,11 +13,12 @@ pub const NAME: &str = "isolane.toml";
 /// The ledger's usual path, beside the configuration.
 pub const LEDGER: &str = ".isolane/ledger.db";
 
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "database-url",
     "isolation",
     "setup",
     "workers",
+    "fresh",
     "keep",
     "url-var",
     "ledger",
@@ -59,6 +60,7 @@ pub fn read(path: &Path) -> Result<Choices, String> {
                     .ok_or("`workers` takes a number from 1 on")?,
             ),
         },
+        fresh: choice(&table, "fresh")?,
         keep: choice(&table, "keep")?,
         url_vars: strings(&table, "url-var")?,
         // A path in the file counts from the file's folder.

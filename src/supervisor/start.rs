@@ -28,7 +28,7 @@ use crate::provider::{Directories, Postgres, Provider, Sqlite};
 use crate::run::{API_FOLDER, Run};
 use crate::runner::{PLUGIN_MODULE, Recognised, Shims};
 use crate::secret::{Vault, mask_command};
-use crate::settings::{Isolation, Keep, Runner, Settings};
+use crate::settings::{Fresh, Isolation, Keep, Runner, Settings};
 use crate::sweep::{Scope, Swept, lock_path, patiently, sweep, sweep_dead_runs};
 use crate::watchdog::Watchdog;
 
@@ -278,6 +278,11 @@ fn providers(settings: &Settings, root: &Path, owner: &Owner) -> anyhow::Result<
     let tag = owner.run.tag();
     let mut providers: Vec<Box<dyn Provider>> =
         vec![Box::new(Directories::of_run(root.to_owned(), owner, &lock_path(&settings.ledger, owner.run)))];
+    if settings.fresh == Fresh::Test && matches!(settings.isolation, Isolation::None | Isolation::Shared) {
+        return Err(Stop::not_started(
+            "--fresh test puts lanes back, and --isolation none and shared have none of their own: leave one of the two out",
+        ));
+    }
     if settings.isolation == Isolation::None {
         return Ok(providers);
     }
@@ -291,10 +296,7 @@ fn providers(settings: &Settings, root: &Path, owner: &Owner) -> anyhow::Result<
         match address {
             Address::Postgres(postgres) => {
                 if known.insert(postgres.id()) {
-                    let isolation = settings.isolation;
-                    let provider =
-                        Postgres::open(postgres, isolation, root, owner, suffix, has_setup, &settings.track)?;
-                    providers.push(Box::new(provider));
+                    providers.push(Box::new(Postgres::open(postgres, settings, root, owner, suffix)?));
                 }
             }
             Address::Sqlite(sqlite) => {

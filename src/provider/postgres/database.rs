@@ -3,19 +3,22 @@
 
 use std::sync::Arc;
 
+use postgres::Client;
 use postgres::error::SqlState;
 
-use super::capture::{self, Home, Unwatched, Writers, table};
+use super::capture::{self, Home, Unwatched, table};
 use super::connection::{self, readable};
 use super::dump::Programs;
 use super::facts::Facts;
+use super::renewal::{self, Renewals, SETTINGS_OF};
 use super::server::Server;
 use super::setting::{self, Skipped};
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
+use crate::error::one_line;
 use crate::fault::{self, Step};
 use crate::name::Place;
-use crate::provider::Resource;
+use crate::provider::{Renewal, Resource};
 use crate::settings::Track;
 use crate::touch::Ground;
 
@@ -38,24 +41,25 @@ pub struct Databases {
     pub track: Track,
     /// Why rows are not watched, where they should be.
     pub unwatched: Unwatched,
+    /// Where lanes become as their template again for each test: what that needs.
+    pub renewals: Option<Renewals>,
 }
 
 impl Databases {
     /// Makes a lane's database, or the template.
     pub fn create(&self, place: Place, has_setup: bool) -> anyhow::Result<()> {
         let name = self.names.of(place);
-        let has_template = has_setup || self.dump_because.is_some();
+        let has_template = self.has_template(has_setup);
         let comes_watched = matches!(place, Place::Lane(_)) && has_template;
         match place {
             Place::Run => return self.create_empty(&name, place),
             // Setup builds from nothing, as on a new machine.
             Place::Template if has_setup => self.create_empty(&name, place)?,
-            Place::Template => self.create_by_dump(&name, place)?,
             Place::Lane(_) if has_template => {
                 self.create_copy(&name, place, &self.names.of(Place::Template)).map_err(readable)?;
             }
-            Place::Lane(_) if self.is_source_in_use()? => self.create_by_dump(&name, place)?,
-            Place::Lane(_) => {
+            _ if self.dump_because.is_some() || self.is_source_in_use()? => self.create_by_dump(&name, place)?,
+            _ => {
                 let copied = self.create_copy(&name, place, self.source.database());
                 let in_use = copied.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::OBJECT_IN_USE));
                 // Somebody came in between.
@@ -63,31 +67,63 @@ impl Databases {
             }
         }
         self.dress(&name)?;
+        if let Some(renewals) = self.renewals.as_ref().filter(|_| !self.facts.settings.is_empty()) {
+            let settings = self.server.maintenance.with(|client| client.query_one(SETTINGS_OF, &[&name]));
+            renewals.has_settings(place, settings.map_err(readable)?.get(0));
+        }
         if matches!(place, Place::Lane(_)) && !comes_watched {
             self.watch(&name);
         }
         Ok(())
     }
 
+    /// Whether lanes are copies of a template of the run's own. What becomes as it was needs one:
+    /// the user's own may change meanwhile.
+    pub fn has_template(&self, has_setup: bool) -> bool {
+        has_setup || self.dump_because.is_some() || self.renewals.is_some()
+    }
+
     /// Puts triggers on the tables of a lane or of the template. Where that does not go, the
     /// lane is as good for its tests.
     fn watch(&self, name: &str) {
-        if self.track.is_off() {
+        if self.track.is_off() && self.renewals.is_none() {
             return;
         }
-        let watched = Home::new(
-            &Place::Run.schema(&self.names.tag),
-            &self.names.tag,
-            self.names.mark(Place::Run),
-            Writers::OneLane,
-        )
-        .and_then(|home| {
-            let mut client = self.server.visit(name)?;
-            client.batch_execute(&capture::forget_others(&self.names.tag))?;
-            let tables = table::watched(&mut client, &self.track)?;
-            Ok(home.install(&mut client, &tables, Ground::Shared)?)
-        });
+        let watched = self.watch_now(name);
+        if let (Some(renewals), Err(error)) = (&self.renewals, &watched) {
+            renewals.is_impossible(one_line(error));
+        }
         self.unwatched.note(watched);
+    }
+
+    fn watch_now(&self, name: &str) -> anyhow::Result<()> {
+        let watch = |is_undone: bool, client: &mut Client| {
+            client.batch_execute(&capture::forget())?;
+            let tables = if is_undone { table::all(client, &self.track) } else { table::watched(client, &self.track) }?;
+            if let Some(renewals) = self.renewals.as_ref().filter(|_| is_undone)
+                && let Some(table) = tables.iter().find(|table| !table.may_watch)
+            {
+                renewals.is_impossible(format!("the login may not make triggers on {}", table.own_kind));
+            }
+            Home::of_lane(is_undone)?.install(client, &tables, Ground::Shared).map_err(|e| readable(e.into()))
+        };
+        let mut client = self.server.visit(name)?;
+        if let Some(renewals) = &self.renewals {
+            match renewal::refusal(&mut client) {
+                None => return watch(true, &mut client),
+                Some(why) => renewals.is_impossible(format!(
+                    "{why}; `GRANT SET ON PARAMETER session_replication_role TO {}` allows it from PostgreSQL 15 on",
+                    self.source.user()
+                )),
+            }
+        }
+        if self.track.is_off() { Ok(()) } else { watch(false, &mut client) }
+    }
+
+    /// Makes a lane's database as the template again, or tells why it has to be copied again.
+    pub fn renew(&self, place: Place, is_alone: bool) -> Renewal {
+        let Some(renewals) = &self.renewals else { return Renewal::default() };
+        renewals.renew(&self.server, place, &self.names.of(place), is_alone)
     }
 
     /// Whether others are connected to the user's database now. The server would wait five
@@ -175,7 +211,8 @@ impl Databases {
     /// Whether no session but isolane's own ever was in any of these, not even one that filled it.
     pub fn are_untouched(&self, lanes: &[Resource]) -> anyhow::Result<bool> {
         // Sessions are counted since PostgreSQL 14, and at once since 15.
-        if self.facts.version < 150_000 || lanes.is_empty() {
+        let counts_anew = self.renewals.as_ref().is_some_and(Renewals::was_again);
+        if self.facts.version < 150_000 || lanes.is_empty() || counts_anew {
             return Ok(false);
         }
         let names: Vec<&str> = lanes.iter().map(|lane| lane.name.as_str()).collect();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use postgres::error::SqlState;
 
-use super::capture::{Home, Unwatched, Writers, table};
+use super::capture::{Home, Unwatched, table};
 use super::connection::{self, readable};
 use super::dump::{Programs, SchemaDump};
 use super::facts::Facts;
@@ -114,7 +114,7 @@ impl Schemas {
 
     fn home(&self) -> anyhow::Result<Home> {
         let name = self.names.of(Place::Run);
-        Home::new(&name, &self.names.tag, self.names.mark(Place::Run), Writers::Sessions)
+        Home::of_run(&name, &self.names.tag, self.names.mark(Place::Run))
     }
 
     /// Makes the log of all lanes. Tables of the user's own are watched only where they were

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use postgres::error::SqlState;
 
+use super::capture::Home;
 use super::capture::table::{self, Table};
-use super::capture::{Home, Writers};
 use super::connection::{self, readable};
 use super::facts::Facts;
 use super::password::Passwords;
@@ -121,7 +121,7 @@ impl Shared {
 
     /// Makes the log and puts triggers on the user's tables.
     pub fn watch(&self, schema: &str) -> anyhow::Result<()> {
-        let home = Home::new(schema, &self.names.tag, self.names.mark(Place::Run), Writers::Sessions)?;
+        let home = Home::of_run(schema, &self.names.tag, self.names.mark(Place::Run))?;
         let tables: Vec<Table> =
             self.server.own.with(|client| table::watched(client, &self.track)).map_err(readable)?;
         let made = self.server.own.with(|client| home.install(client, &tables, Ground::Shared)).map_err(readable);

@@ -85,7 +85,15 @@ pub fn harvest(
         return Ok(());
     }
     let schema = log.schema;
-    let any = format!("SELECT EXISTS (SELECT FROM {schema}.log)");
+    // What may have to be undone stays until it is; what was undone waits in the backlog.
+    let stays = "SELECT to_regclass($1) IS NOT NULL";
+    let stays: bool = client.query_one(stays, &[&format!("{schema}.backlog")])?.get(0);
+    let source = if stays {
+        format!("(SELECT * FROM {schema}.log UNION ALL SELECT * FROM {schema}.backlog)")
+    } else {
+        format!("{schema}.log")
+    };
+    let any = format!("SELECT EXISTS (SELECT FROM {source} AS source)");
     if !client.query_one(&any, &[])?.get::<_, bool>(0) {
         return Ok(());
     }
@@ -98,10 +106,10 @@ pub fn harvest(
         "SELECT (extract(epoch FROM at) * 1000000)::bigint AS at, pid, rel, op, who::text AS who, app, lane,
                 CASE WHEN n <= {PART} THEN keys ELSE keys[part * {PART} + 1 : (part + 1) * {PART}] END AS keys,
                 CASE WHEN n <= {PART} THEN was ELSE was[part * {PART} + 1 : (part + 1) * {PART}] END AS was
-           FROM (SELECT *, cardinality(keys) AS n FROM {schema}.log) AS log, generate_series(0, greatest(n - 1, 0) / {PART}) AS part
+           FROM (SELECT *, cardinality(keys) AS n FROM {source} AS source) AS log, generate_series(0, greatest(n - 1, 0) / {PART}) AS part
           WHERE log.at < '{cut}' AND (n > 0 OR op = 'T') ORDER BY log.at, part"
     ))?;
-    let largest = format!("SELECT coalesce(max(pg_column_size(keys)), 0) + 1 FROM {schema}.log");
+    let largest = format!("SELECT coalesce(max(pg_column_size(keys)), 0) + 1 FROM {source} AS source");
     let batch = (BYTES / transaction.query_one(&largest, &[])?.get::<_, i32>(0)).clamp(1, BATCH);
     let portal = transaction.bind(&select, &[])?;
     loop {
@@ -113,7 +121,12 @@ pub fn harvest(
         sink(Seen { statements, uncertainty: clock.uncertainty })?;
     }
     let was_there = format!("DELETE FROM {schema}.log WHERE at < '{cut}'");
-    if log.lane.is_some() {
+    if stays {
+        transaction.batch_execute(&format!(
+            "DELETE FROM {schema}.backlog WHERE at < '{cut}';
+             WITH read AS ({was_there} RETURNING *) INSERT INTO {schema}.harvested SELECT * FROM read"
+        ))?;
+    } else if log.lane.is_some() {
         transaction.batch_execute(&was_there)?;
     } else {
         // Which rows were made and by whom stays here: whoever cleans up may know no ledger.
@@ -127,7 +140,9 @@ pub fn harvest(
 }
 
 fn watched(client: &mut Client, schema: &Identifier) -> Result<HashMap<i32, Watched>, postgres::Error> {
-    let sql = format!("SELECT rel, kind, own_kind, lane, columns, types, form::text AS form FROM {schema}.watched");
+    let sql = format!(
+        "SELECT rel, kind, own_kind, lane, columns, types, form::text AS form FROM {schema}.watched WHERE is_told"
+    );
     let rows = client.query(&sql, &[])?;
     let watched = rows.iter().map(|row| {
         let watched = Watched {

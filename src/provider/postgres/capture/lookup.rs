@@ -75,7 +75,12 @@ fn rows(
     if !is_plain || key.form == Form::Row {
         return Ok(Vec::new());
     }
-    let name = |column: &String| format!("row ->> {}", escape_literal(&column.trim_matches('"').replace("\"\"", "\"")));
+    // Where rows may have to be put back, they are kept as texts.
+    let is_text = "SELECT to_regclass($1) IS NOT NULL";
+    let is_text: bool = client.query_one(is_text, &[&format!("{home}.backlog")])?.get(0);
+    let image = if is_text { format!("to_jsonb(row::{sql})") } else { "row".to_owned() };
+    let name =
+        |column: &String| format!("{image} ->> {}", escape_literal(&column.trim_matches('"').replace("\"\"", "\"")));
     let gone =
         format!("SELECT key FROM {home}.image WHERE rel = {rel} AND {} = $1 ORDER BY at DESC LIMIT 1", joined(&name));
     Ok(texts(client.query(&gone, &[&values])?))

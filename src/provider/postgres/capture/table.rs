@@ -1,5 +1,7 @@
 //! Tables whose rows are watched, and how a row of each is known.
 
+use std::collections::HashSet;
+
 use postgres::{Client, Row};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -27,6 +29,8 @@ pub struct Table {
     pub attnums: Vec<i16>,
     /// Whether the login may put triggers on it.
     pub may_watch: bool,
+    /// Whether the ledger is told of its rows.
+    pub is_told: bool,
 }
 
 /// The columns of a key.
@@ -104,11 +108,21 @@ SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name,
    AND coalesce(obj_description(n.oid, 'pg_namespace'), '') NOT LIKE 'isolane run %'
    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
  ORDER BY c.oid";
+const NO_EXTENSIONS: &str = "AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
 /// The user's tables in the database of `client`, as far as they are to be watched.
 pub fn watched(client: &mut Client, track: &Track) -> Result<Vec<Table>, postgres::Error> {
     let rows = client.query(TABLES, &[])?;
     Ok(rows.iter().map(table).filter(|table| track.wants(&table.kind)).collect())
+}
+
+/// All tables in the database of `client`, those of extensions as well; the ledger is told of those
+/// that are to be watched.
+pub fn all(client: &mut Client, track: &Track) -> Result<Vec<Table>, postgres::Error> {
+    let told: HashSet<u32> =
+        if track.is_off() { HashSet::new() } else { watched(client, track)?.iter().map(|table| table.oid).collect() };
+    let rows = client.query(&TABLES.replace(NO_EXTENSIONS, ""), &[])?;
+    Ok(rows.iter().map(table).map(|table| Table { is_told: told.contains(&table.oid), ..table }).collect())
 }
 
 /// The tables of one schema that is a lane, under the names that they have in `shown_as`.
@@ -156,6 +170,7 @@ fn table(row: &Row) -> Table {
         },
         attnums: row.get::<_, Option<_>>("attnums").unwrap_or_default(),
         may_watch: row.get("may_watch"),
+        is_told: true,
     }
 }
 

@@ -19,13 +19,12 @@ impl Server {
     /// Hands over what was written down of rows: in a lane's own database, or in the schema
     /// that the run has for it.
     pub fn harvest(&self, resource: &Resource, margin: Duration, sink: &mut Sink<'_>) -> anyhow::Result<()> {
-        let home = Place::Run.schema(&self.tag);
         let log = |schema, lane| Log { schema, tag: &self.tag, lane };
         match (resource.kind, resource.place) {
             (ResourceKind::Database, Place::Lane(lane)) => {
                 // A lane that is gone, or was never whole, has nothing to tell.
                 let Ok(mut client) = self.visit(&resource.name) else { return Ok(()) };
-                harvest(&mut client, log(&identifier(&home)?, Some(lane)), margin, sink)
+                harvest(&mut client, log(&identifier(capture::LANE_LOG)?, Some(lane)), margin, sink)
             }
             (ResourceKind::Schema, Place::Run) => {
                 let schema = identifier(&resource.name)?;

@@ -1,0 +1,166 @@
+//! The shape of a lane's database: everything in it that is not a row of a table of the user's.
+//! Sequences go back; for the rest it is enough to notice that it changed.
+//!
+//! A catalog has changed when it has more or fewer rows, or a row that a later transaction wrote:
+//! two numbers, whatever is in it. Much that changes a catalog changes nothing (TRUNCATE gives a
+//! table a new file, a temporary table comes and goes), so only what is looked at more closely
+//! then, and differs, counts.
+
+use postgres::Client;
+
+use crate::name::Identifier;
+
+/// Catalogs that say nothing of the shape: statistics, what depends on what, large objects (which
+/// are looked at themselves).
+const LEFT_OUT: &str = "'pg_statistic', 'pg_statistic_ext_data', 'pg_depend', 'pg_init_privs', 'pg_largeobject', 'pg_largeobject_metadata'";
+/// Columns that change by themselves or with the file of a table.
+const VOLATILE: &str = "'relfilenode', 'relpages', 'reltuples', 'relallvisible', 'relallfrozen', 'relfrozenxid', 'relminmxid', 'relhasindex', 'relhasrules', 'relhastriggers', 'relhassubclass'";
+/// The column of a catalog that names the table of which it speaks.
+const OF_TABLE: &str = "'attrelid', 'indrelid', 'adrelid', 'conrelid', 'tgrelid', 'ev_class', 'seqrelid', 'inhrelid', 'partrelid', 'polrelid', 'stxrelid', 'prrelid'";
+/// What the user made has a number from this one on (`FirstNormalObjectId`).
+const OWN: u32 = 16_384;
+
+/// Every catalog of a database: its name, what of it is the user's, and SQL for its content, one
+/// number whatever the order of rows.
+const CATALOGS: &str = "
+SELECT c.relname::text AS name,
+       CASE WHEN c.relname = 'pg_namespace' THEN 'true' ELSE format('%I::oid >= {own}', (SELECT attname FROM pg_attribute WHERE attrelid = c.oid AND attnum = 1)) END AS own,
+       coalesce((SELECT format('NOT EXISTS (SELECT FROM pg_catalog.pg_class t WHERE t.oid = c.%I AND t.relpersistence = ''t'')', attname)
+                   FROM pg_attribute WHERE attrelid = c.oid AND attname IN ({of_table}) ORDER BY attnum LIMIT 1), 'true')
+       || coalesce((SELECT format(' AND c.%I NOT IN (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname ~ ''^pg_(toast_)?temp_'')', attname)
+                   FROM pg_attribute WHERE attrelid = c.oid AND attname ~ '^[a-z]+namespace$' AND atttypid = 'oid'::regtype ORDER BY attnum LIMIT 1), '')
+       || CASE c.relname WHEN 'pg_class' THEN ' AND c.relpersistence <> ''t''' WHEN 'pg_namespace' THEN ' AND c.nspname !~ ''^pg_(toast_)?temp_''' ELSE '' END AS lasting,
+       (SELECT string_agg(format('c.%I', attname), ', ' ORDER BY attnum) FROM pg_attribute
+         WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attname NOT IN ({volatile})) AS columns
+  FROM pg_class c
+ WHERE c.relnamespace = 'pg_catalog'::regnamespace AND c.relkind = 'r' AND NOT c.relisshared AND c.relname NOT IN ({left_out})
+ ORDER BY c.oid";
+
+/// Views that hold rows, which no trigger watches.
+const MATERIALIZED: &str =
+    "SELECT format('%I.%I', n.nspname, c.relname) AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind = 'm' AND c.relispopulated ORDER BY c.oid";
+const SEQUENCES: &str = "SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind = 'S' AND c.relpersistence <> 't' ORDER BY c.oid";
+
+/// One thing whose changes are noticed.
+struct Watched {
+    name: String,
+    /// SQL after FROM: the rows that count.
+    rows: String,
+    /// SQL: what of a row counts, and of which rows.
+    content: String,
+}
+
+/// SQL that makes the functions `keep`, `changed` and `rewind`.
+pub fn install(client: &mut Client, schema: &Identifier) -> Result<String, postgres::Error> {
+    let catalogs = CATALOGS
+        .replace("{own}", &OWN.to_string())
+        .replace("{of_table}", OF_TABLE)
+        .replace("{volatile}", VOLATILE)
+        .replace("{left_out}", LEFT_OUT);
+    let mut watched: Vec<Watched> = client
+        .query(&catalogs, &[])?
+        .iter()
+        .map(|row| {
+            let (name, own, lasting, columns): (String, String, String, String) =
+                (row.get("name"), row.get("own"), row.get("lasting"), row.get("columns"));
+            let rows = format!("pg_catalog.{name} AS c WHERE {own}");
+            Watched { content: format!("ROW({columns})::text, 0)), 0) FROM {rows} AND {lasting}"), rows, name }
+        })
+        .collect();
+    for row in client.query(MATERIALIZED, &[])? {
+        let name: String = row.get("name");
+        watched.push(Watched {
+            rows: format!("{name} AS c"),
+            content: format!("c::text, 0)), 0) FROM {name} AS c"),
+            name,
+        });
+    }
+    let sequences: Vec<(u32, String)> =
+        client.query(SEQUENCES, &[])?.iter().map(|row| (row.get("oid"), row.get("name"))).collect();
+    Ok(changed(schema, &watched) + &rewind(schema, &sequences))
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// SQL of the function that tells what has changed, if anything has.
+fn changed(schema: &Identifier, watched: &[Watched]) -> String {
+    let look: Vec<_> = watched
+        .iter()
+        .map(|it| {
+            format!("SELECT {}::text AS name, count(*) AS n, min(age(c.xmin)) AS a FROM {}", literal(&it.name), it.rows)
+        })
+        .collect();
+    let look = look.join("\n UNION ALL ");
+    let known: Vec<_> = watched
+        .iter()
+        .map(|it| {
+            let content = format!("SELECT coalesce(sum(hashtextextended({}", it.content);
+            format!("({}, {})", literal(&it.name), literal(&content))
+        })
+        .collect();
+    format!(
+        "CREATE TABLE {schema}.shape (name text PRIMARY KEY, content_sql text NOT NULL, n bigint, since xid, content numeric);
+         INSERT INTO {schema}.shape (name, content_sql) VALUES {known};
+         CREATE TABLE {schema}.large (oid oid PRIMARY KEY, content text NOT NULL);
+         CREATE FUNCTION {schema}.changed(settings text) RETURNS text LANGUAGE plpgsql AS $isolane$
+         #variable_conflict use_column
+         DECLARE its record; now_ numeric; found_ text; BEGIN
+             SELECT string_agg(coalesce(setrole::regrole::text, '') || ' ' || setconfig::text, ';' ORDER BY setrole) INTO found_
+               FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database());
+             IF coalesce(found_, '') <> settings THEN RETURN 'the settings of the database'; END IF;
+             FOR its IN SELECT s.name, s.content, s.content_sql, f.n FROM ({look}) AS f JOIN {schema}.shape AS s ON s.name = f.name
+                 WHERE s.n <> f.n OR f.a < age(s.since) LOOP
+                 EXECUTE its.content_sql INTO now_;
+                 IF now_ <> its.content THEN RETURN its.name; END IF;
+                 UPDATE {schema}.shape SET n = its.n, since = pg_current_xact_id()::xid WHERE name = its.name;
+             END LOOP;
+             IF EXISTS (SELECT FROM pg_largeobject_metadata) OR EXISTS (SELECT FROM {schema}.large) THEN
+                 PERFORM lo_unlink(m.oid) FROM pg_largeobject_metadata AS m WHERE NOT EXISTS (SELECT FROM {schema}.large AS l WHERE l.oid = m.oid);
+                 IF EXISTS (SELECT FROM {schema}.large AS l WHERE NOT EXISTS (SELECT FROM pg_largeobject_metadata AS m WHERE m.oid = l.oid AND md5(lo_get(m.oid)) = l.content)) THEN
+                     RETURN 'a large object';
+                 END IF;
+             END IF;
+             RETURN NULL;
+         END $isolane$;
+         CREATE FUNCTION {schema}.keep() RETURNS void LANGUAGE plpgsql AS $isolane$
+         #variable_conflict use_column
+         DECLARE its record; now_ numeric; BEGIN
+             INSERT INTO {schema}.large SELECT oid, md5(lo_get(oid)) FROM pg_largeobject_metadata;
+             FOR its IN SELECT f.name, f.n, s.content_sql FROM ({look}) AS f JOIN {schema}.shape AS s ON s.name = f.name LOOP
+                 EXECUTE its.content_sql INTO now_;
+                 UPDATE {schema}.shape SET n = its.n, content = now_, since = pg_current_xact_id()::xid WHERE name = its.name;
+             END LOOP;
+         END $isolane$;\n",
+        known = known.join(",\n"),
+    )
+}
+
+/// SQL of the function that sets sequences back.
+fn rewind(schema: &Identifier, sequences: &[(u32, String)]) -> String {
+    let now: Vec<_> = sequences
+        .iter()
+        .map(|(oid, name)| format!("SELECT {oid}::oid AS oid, last_value, is_called FROM {name}"))
+        .collect();
+    if now.is_empty() {
+        return format!(
+            "CREATE FUNCTION {schema}.rewind() RETURNS void LANGUAGE plpgsql AS $isolane$ BEGIN END $isolane$;\n"
+        );
+    }
+    let now = now.join("\n UNION ALL ");
+    format!(
+        "CREATE TABLE {schema}.sequence AS {now};
+         CREATE FUNCTION {schema}.rewind() RETURNS void LANGUAGE plpgsql AS $isolane$ BEGIN
+             PERFORM setval(s.oid::regclass, s.last_value, s.is_called) FROM ({now}) AS f JOIN {schema}.sequence AS s ON s.oid = f.oid
+               WHERE f.last_value <> s.last_value OR f.is_called <> s.is_called;
+         END $isolane$;\n"
+    )
+}
+
+/// SQL, the last of the making, in a transaction of its own: from now on changes count.
+pub fn begin(schema: &Identifier) -> String {
+    format!("SELECT {schema}.keep()")
+}

@@ -1,0 +1,179 @@
+//! Lanes' databases as their template again, without being made again: see [`super::capture::undo`].
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use postgres::error::SqlState;
+use postgres::{Client, Statement};
+use postgres_protocol::escape::escape_literal;
+
+use super::capture::{LANE_LOG, undo};
+use super::connection::{self, readable};
+use super::identifier;
+use super::server::Server;
+use crate::error::one_line;
+use crate::name::Place;
+use crate::provider::Renewal;
+
+/// How long what a test has started may take to end by itself: a session that was closed, or a
+/// statement at work.
+const MOMENT: Duration = Duration::from_millis(25);
+/// How long it may take once it was told to.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The session that undoes what is done in one lane. It stays open from test to test, because a
+/// login costs more than what it does.
+struct Session {
+    client: Client,
+    undo: Statement,
+}
+
+/// What is needed to undo.
+#[derive(Default)]
+pub struct Renewals {
+    sessions: Mutex<HashMap<Place, Arc<Mutex<Option<Session>>>>>,
+    /// What settings each lane was given.
+    settings: Mutex<HashMap<Place, String>>,
+    /// Why nothing can be undone here.
+    impossible: Mutex<Option<String>>,
+    /// Whether a lane had to be made again.
+    was_again: AtomicBool,
+}
+
+impl std::fmt::Debug for Renewals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Renewals").finish_non_exhaustive()
+    }
+}
+
+/// The settings of a database, in words that can be compared.
+pub const SETTINGS_OF: &str = "SELECT coalesce(string_agg(coalesce(setrole::regrole::text, '') || ' ' || setconfig::text, ';' ORDER BY setrole), '')
+    FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = $1)";
+
+impl Renewals {
+    /// Notes what settings a lane has from the beginning.
+    pub fn has_settings(&self, place: Place, settings: String) {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner).insert(place, settings);
+    }
+
+    /// Notes that nothing can be undone, and why.
+    pub fn is_impossible(&self, why: String) {
+        self.impossible.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+    }
+
+    /// Why nothing can be undone; nothing where it can.
+    pub fn impossible(&self) -> Option<String> {
+        self.impossible.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a lane had to be made again: what the server counts of it began anew.
+    pub fn was_again(&self) -> bool {
+        self.was_again.load(Ordering::Relaxed)
+    }
+
+    /// Undoes what was written in the database `name` of this lane. If nobody of the lane `is_alone`
+    /// with it any more, all sessions in it end.
+    pub fn renew(&self, server: &Server, place: Place, name: &str, is_alone: bool) -> Renewal {
+        if let Some(why) = self.impossible() {
+            return Renewal::again(why);
+        }
+        let slot = Arc::clone(self.sessions.lock().unwrap_or_else(PoisonError::into_inner).entry(place).or_default());
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner).get(&place).cloned();
+        let mut renewal = Renewal::default();
+        let done = undo_all(&mut slot, server, name, is_alone, &settings.unwrap_or_default(), &mut renewal);
+        if let Err(error) = done {
+            renewal.again = Some(one_line(&error));
+        }
+        if renewal.again.is_some() {
+            // The database goes, and nobody may be in it.
+            *slot = None;
+            self.was_again.store(true, Ordering::Relaxed);
+        }
+        renewal
+    }
+}
+
+fn undo_all(
+    slot: &mut Option<Session>,
+    server: &Server,
+    name: &str,
+    is_alone: bool,
+    settings: &str,
+    renewal: &mut Renewal,
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        let session = match slot {
+            Some(session) if !session.client.is_closed() => session,
+            _ => slot.insert(open(server, name)?),
+        };
+        let found = match session.client.query(&session.undo, &[&is_alone, &settings]) {
+            // The server was restarted, or the test ended all sessions in its database.
+            Err(error) if session.client.is_closed() && began.elapsed() < PATIENCE => {
+                drop(error);
+                *slot = None;
+                continue;
+            }
+            found => found.map_err(|error| readable(anyhow::Error::new(error)))?,
+        };
+        if found.is_empty() {
+            return Ok(());
+        }
+        for row in found {
+            let (what, which, detail): (&str, &str, Option<&str>) = (row.get(0), row.get(1), row.get(2));
+            let client = &mut session.client;
+            match what {
+                "again" => {
+                    renewal.again = Some(format!("{which} changed"));
+                    return Ok(());
+                }
+                "session" if is_alone || began.elapsed() > MOMENT => {
+                    let pid: i32 = which.parse()?;
+                    let told = client.query_one("SELECT pg_terminate_backend($1)", &[&pid]);
+                    told.map_err(|error| readable(anyhow::Error::new(error)))?;
+                    let is_new = renewal.leftovers.iter().all(|left| left.name != which);
+                    if is_new && !is_alone {
+                        renewal.left("transaction", which, detail);
+                    }
+                }
+                "session" => {}
+                "prepared" => {
+                    renewal.left("prepared transaction", which, None);
+                    client.batch_execute(&format!("ROLLBACK PREPARED {}", escape_literal(which)))?;
+                }
+                _ => {
+                    renewal.left("replication slot", which, None);
+                    client.query("SELECT pg_drop_replication_slot($1::name)", &[&which])?;
+                }
+            }
+        }
+        if began.elapsed() > PATIENCE {
+            anyhow::bail!("sessions in it do not end");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn open(server: &Server, name: &str) -> anyhow::Result<Session> {
+    let mut client = match server.visit(name) {
+        Err(error) if error.code() == Some(&SqlState::INVALID_CATALOG_NAME) => anyhow::bail!("the database is gone"),
+        client => client.map_err(|error| readable(anyhow::Error::new(error)))?,
+    };
+    let ready = client.batch_execute(undo::SESSION).and_then(|()| {
+        let undo = client.prepare(&format!("SELECT * FROM {}.undo($1, $2)", identifier(LANE_LOG).expect("a name")));
+        undo.map(|undo| (client, undo))
+    });
+    let (client, undo) = ready.map_err(|error| readable(anyhow::Error::new(error)))?;
+    Ok(Session { client, undo })
+}
+
+/// Why a login could not undo; nothing where it can.
+pub fn refusal(client: &mut Client) -> Option<String> {
+    let allowed = client.batch_execute("BEGIN; SET LOCAL session_replication_role = replica; ROLLBACK");
+    let error = allowed.err()?;
+    let _ = client.batch_execute("ROLLBACK");
+    Some(connection::text(&error))
+}
