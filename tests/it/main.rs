@@ -32,5 +32,6 @@ mod tidy;
 mod touch_capture;
 mod touch_names;
 mod touch_trouble;
+mod undo;
 mod watchdog;
 mod weather;

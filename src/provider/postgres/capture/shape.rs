@@ -4,7 +4,8 @@
 //! A catalog has changed when it has more or fewer rows, or a row that a later transaction wrote:
 //! two numbers, whatever is in it. Much that changes a catalog changes nothing (TRUNCATE gives a
 //! table a new file, a temporary table comes and goes), so only what is looked at more closely
-//! then, and differs, counts.
+//! then, and differs, counts. Where the login may make event triggers (a superuser), even the first
+//! look is taken only after a command that defines something.
 
 use postgres::Client;
 
@@ -43,6 +44,24 @@ const MATERIALIZED: &str =
 const SEQUENCES: &str = "SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'S' AND c.relpersistence <> 't' ORDER BY c.oid";
 
+/// SQL of event triggers that tell of commands that define something; {schema} has the log. What
+/// only concerns temporary things is nobody's business. That they themselves are left alone is
+/// looked at each time.
+const TOLD: &str = "
+CREATE UNLOGGED TABLE {schema}.defined (tag text);
+CREATE FUNCTION {schema}.defined() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $isolane$ BEGIN
+    IF TG_EVENT = 'sql_drop' THEN
+        IF NOT EXISTS (SELECT FROM pg_event_trigger_dropped_objects() WHERE NOT is_temporary) THEN RETURN; END IF;
+    ELSIF TG_TAG LIKE 'DROP %' OR (EXISTS (SELECT FROM pg_event_trigger_ddl_commands())
+            AND NOT EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE schema_name IS DISTINCT FROM 'pg_temp')) THEN
+        RETURN;
+    END IF;
+    INSERT INTO {schema}.defined VALUES (TG_TAG);
+END $isolane$;
+CREATE EVENT TRIGGER isolane_defined ON ddl_command_end EXECUTE FUNCTION {schema}.defined();
+CREATE EVENT TRIGGER isolane_dropped ON sql_drop EXECUTE FUNCTION {schema}.defined();
+ALTER EVENT TRIGGER isolane_defined ENABLE ALWAYS; ALTER EVENT TRIGGER isolane_dropped ENABLE ALWAYS;\n";
+
 /// One thing whose changes are noticed.
 struct Watched {
     name: String,
@@ -79,7 +98,9 @@ pub fn install(client: &mut Client, schema: &Identifier) -> Result<String, postg
     }
     let sequences: Vec<(u32, String)> =
         client.query(SEQUENCES, &[])?.iter().map(|row| (row.get("oid"), row.get("name"))).collect();
-    Ok(changed(schema, &watched) + &rewind(schema, &sequences))
+    let is_told: bool = client.query_one("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])?.get(0);
+    let told = if is_told { TOLD.replace("{schema}", &schema.to_string()) } else { String::new() };
+    Ok(changed(schema, &watched, is_told) + &rewind(schema, &sequences) + &told)
 }
 
 fn literal(text: &str) -> String {
@@ -87,7 +108,18 @@ fn literal(text: &str) -> String {
 }
 
 /// SQL of the function that tells what has changed, if anything has.
-fn changed(schema: &Identifier, watched: &[Watched]) -> String {
+fn changed(schema: &Identifier, watched: &[Watched], is_told: bool) -> String {
+    let (unless_told, forget) = if is_told {
+        (
+            format!(
+                "IF EXISTS (SELECT FROM {schema}.defined) OR (SELECT count(*) <> s.n OR min(age(e.xmin)) < age(s.since)
+                         FROM pg_event_trigger AS e, {schema}.shape AS s WHERE s.name = 'pg_event_trigger' GROUP BY s.n, s.since) IS NOT FALSE THEN"
+            ),
+            format!("DELETE FROM {schema}.defined; END IF;"),
+        )
+    } else {
+        Default::default()
+    };
     let look: Vec<_> = watched
         .iter()
         .map(|it| {
@@ -112,12 +144,14 @@ fn changed(schema: &Identifier, watched: &[Watched]) -> String {
              SELECT string_agg(coalesce(setrole::regrole::text, '') || ' ' || setconfig::text, ';' ORDER BY setrole) INTO found_
                FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database());
              IF coalesce(found_, '') <> settings THEN RETURN 'the settings of the database'; END IF;
+             {unless_told}
              FOR its IN SELECT s.name, s.content, s.content_sql, f.n FROM ({look}) AS f JOIN {schema}.shape AS s ON s.name = f.name
                  WHERE s.n <> f.n OR f.a < age(s.since) LOOP
                  EXECUTE its.content_sql INTO now_;
                  IF now_ <> its.content THEN RETURN its.name; END IF;
                  UPDATE {schema}.shape SET n = its.n, since = pg_current_xact_id()::xid WHERE name = its.name;
              END LOOP;
+             {forget}
              IF EXISTS (SELECT FROM pg_largeobject_metadata) OR EXISTS (SELECT FROM {schema}.large) THEN
                  PERFORM lo_unlink(m.oid) FROM pg_largeobject_metadata AS m WHERE NOT EXISTS (SELECT FROM {schema}.large AS l WHERE l.oid = m.oid);
                  IF EXISTS (SELECT FROM {schema}.large AS l WHERE NOT EXISTS (SELECT FROM pg_largeobject_metadata AS m WHERE m.oid = l.oid AND md5(lo_get(m.oid)) = l.content)) THEN
