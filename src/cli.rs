@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::report::Format;
 use crate::settings::env_template::EnvTemplate;
-use crate::settings::{Choices, FailOn, Fresh, Isolation, Keep, Runner, Setup, Track};
+use crate::settings::{Choices, FailOn, Fresh, Inputs, Isolation, Keep, Runner, Setup, Track};
 
 /// Runs a parallel test command so that every worker has a database, a prefix and a
 /// directory of its own, and removes exactly what the run made.
@@ -80,6 +80,9 @@ pub enum Command {
     },
     /// List what dead runs left, and remove it with --apply; safe beside runs that live
     Sweep(Box<SweepArgs>),
+    /// Make, list and remove the pristine states that are kept on a server
+    #[command(subcommand)]
+    Template(TemplateCommand),
     /// Say what would work here, and why not
     Doctor {
         #[command(flatten)]
@@ -121,9 +124,8 @@ pub struct RunArgs {
     /// Copies of a plain command; pytest's -n and nextest's -j stay theirs
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     workers: Option<u32>,
-    /// Make the pristine state with this command, once, in an empty database
-    #[arg(long, value_name = "COMMAND")]
-    setup: Option<String>,
+    #[command(flatten)]
+    setup: SetupArgs,
     /// How often a lane starts from the pristine state again [default: worker]
     #[arg(long, value_enum)]
     fresh: Option<Fresh>,
@@ -154,6 +156,60 @@ pub struct RunArgs {
     /// The command, with its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// `isolane template`.
+#[derive(Debug, Subcommand)]
+#[expect(missing_docs, reason = "the arguments are documented where they are declared")]
+pub enum TemplateCommand {
+    /// Make the one that runs with these settings take, unless it is there
+    Build(Box<BuildArgs>),
+    /// List them: by what command, since when, used when and by whom
+    List {
+        #[command(flatten)]
+        server: ServerArgs,
+        #[command(flatten)]
+        format: FormatArgs,
+    },
+    /// Remove some; what a run uses stays
+    Remove {
+        /// The beginning of its fingerprint, or its name; may be repeated
+        #[arg(value_name = "FINGERPRINT", required_unless_present = "all", conflicts_with = "all")]
+        which: Vec<String>,
+        /// All of them
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+}
+
+/// `isolane template build`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  isolane template build --setup 'python -m shop.migrate' --setup-input shop/migrations")]
+pub struct BuildArgs {
+    /// Where it is made.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+    /// By what, and from what.
+    #[command(flatten)]
+    pub setup: SetupArgs,
+}
+
+/// Which servers.
+#[derive(Debug, Args)]
+pub struct ServerArgs {
+    /// A server to look at [default: $DATABASE_URL]; may be repeated
+    #[arg(long, value_name = "URL")]
+    database_url: Vec<String>,
+    /// A variable with such an address, besides DATABASE_URL
+    #[arg(long, value_name = "NAME")]
+    url_var: Vec<String>,
+    /// The configuration [default: isolane.toml here or in a folder above]
+    #[arg(long, value_name = "PATH")]
+    config: Option<PathBuf>,
 }
 
 /// `isolane report`.
@@ -264,6 +320,18 @@ pub struct SettingsArgs {
     ledger: LedgerArgs,
 }
 
+/// What the pristine state is made by and from.
+#[derive(Debug, Args)]
+pub struct SetupArgs {
+    /// Make the pristine state with this command, once, in an empty database
+    #[arg(long, value_name = "COMMAND")]
+    setup: Option<String>,
+    /// Keep that state for later runs until the command or one of these files changes; a pattern
+    /// such as migrations/*.sql, or a folder; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    setup_input: Vec<String>,
+}
+
 /// Where the ledger and the configuration are.
 #[derive(Debug, Args)]
 pub struct LedgerArgs {
@@ -313,7 +381,6 @@ impl RunArgs {
         let (common, config) = self.settings.choices();
         let choices = Choices {
             workers: self.workers,
-            setup: self.setup.map(|command| Setup { command, folder: PathBuf::new() }),
             fresh: self.fresh,
             keep: self.keep,
             env: self.env,
@@ -327,7 +394,7 @@ impl RunArgs {
             },
             fail_on: self.fail_on,
             reports: self.report,
-            ..common
+            ..self.setup.over(common)
         };
         (choices, config, self.command)
     }
@@ -338,6 +405,14 @@ impl SweepArgs {
     pub fn choices(self) -> (Choices, Option<PathBuf>) {
         let (choices, config) = self.ledger.choices();
         (Choices { database_urls: self.database_url, url_vars: self.url_var, ..choices }, config)
+    }
+}
+
+impl ServerArgs {
+    /// What the flags say, and where the configuration is.
+    pub fn choices(self) -> (Choices, Option<PathBuf>) {
+        let choices = Choices { database_urls: self.database_url, url_vars: self.url_var, ..Choices::default() };
+        (choices, self.config)
     }
 }
 
@@ -352,6 +427,18 @@ impl SettingsArgs {
             ..Choices::default()
         };
         (choices, self.ledger.config)
+    }
+}
+
+impl SetupArgs {
+    /// What the flags say, with the other choices of the command line.
+    pub fn over(self, common: Choices) -> Choices {
+        let inputs = Inputs { patterns: self.setup_input, folder: PathBuf::new() };
+        Choices {
+            setup: self.setup.map(|command| Setup { command, folder: PathBuf::new() }),
+            inputs: Some(inputs).filter(|inputs| !inputs.patterns.is_empty()),
+            ..common
+        }
     }
 }
 

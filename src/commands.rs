@@ -4,6 +4,7 @@ mod ask;
 mod doctor;
 mod report;
 mod sweep;
+pub mod template;
 
 pub use ask::{collisions, leaks, who, why};
 pub use doctor::doctor;

@@ -25,6 +25,8 @@ pub enum Step {
     Fill,
     /// Closing the template.
     Seal,
+    /// Keeping the template for later runs.
+    Keep,
     /// Giving a lane to a worker.
     HandOut,
     /// Making a lane as its template again.
@@ -51,7 +53,7 @@ pub enum Step {
 
 impl Step {
     /// All of them, in the order of a run.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Lock,
         Self::Announce,
         Self::Arm,
@@ -61,6 +63,7 @@ impl Step {
         Self::Mark,
         Self::Fill,
         Self::Seal,
+        Self::Keep,
         Self::HandOut,
         Self::Start,
         Self::Renew,
@@ -86,6 +89,7 @@ impl Step {
             Self::Mark => "mark",
             Self::Fill => "fill",
             Self::Seal => "seal",
+            Self::Keep => "keep",
             Self::HandOut => "hand-out",
             Self::Renew => "renew",
             Self::Start => "start",

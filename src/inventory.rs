@@ -190,6 +190,13 @@ impl Inventory {
         Ok(())
     }
 
+    /// Notes that something is the run's no more: it is owed no longer, and nobody removed it.
+    pub fn handed_over(&self, resource: &Resource) -> Result<(), IllegalStep> {
+        self.happened(resource, ResourceEvent::Remove, None)?;
+        self.items().retain(|item| item.resource != *resource);
+        Ok(())
+    }
+
     /// Notes that a place serves this worker from now on.
     pub fn serves(&self, place: Place, worker: &str) {
         let keys: Vec<_> =

@@ -64,6 +64,7 @@ pub mod mark;
 pub mod os;
 pub mod address;
 pub mod settings;
+pub mod recipe;
 pub mod touch;
 pub mod collision;
 pub mod failure;

@@ -2,7 +2,7 @@
 
 use std::process::exit;
 
-use isolane::cli::{Cli, Command};
+use isolane::cli::{Cli, Command, TemplateCommand};
 use isolane::error::{exit_code, one_line};
 use isolane::{commands, report};
 
@@ -18,6 +18,11 @@ fn main() {
         Command::Report(args) => commands::report(args),
         Command::Record { kind, key } => commands::record(&kind, &key),
         Command::Sweep(args) => commands::sweep(*args),
+        Command::Template(TemplateCommand::Build(args)) => commands::template::build(args.settings, args.setup),
+        Command::Template(TemplateCommand::List { server, format }) => commands::template::list(server, format.format),
+        Command::Template(TemplateCommand::Remove { which, all, server }) => {
+            commands::template::remove(&which, all, server)
+        }
         Command::Doctor { settings, format } => commands::doctor(settings, format.format),
         Command::Init { force } => commands::init(force),
         Command::Watchdog { ledger, lock, run } => commands::watchdog(&ledger, &lock, &run),

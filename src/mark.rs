@@ -4,6 +4,8 @@
 //! the name, which is the run's as well: a copy that somebody made of a marked thing under
 //! a name of their own is theirs.
 
+pub mod template;
+
 use std::fmt;
 
 use crate::clock::Timestamp;

@@ -16,7 +16,9 @@ use std::time::Duration;
 use crate::address::Address;
 use crate::failure::KeyTrouble;
 use crate::mark::Mark;
+use crate::mark::template::TemplateMark;
 use crate::name::{Place, Tag};
+use crate::recipe::Recipe;
 use crate::touch::{Fate, Seen};
 
 /// Something made, or about to be made, outside this process.
@@ -213,6 +215,41 @@ pub trait Census: Site {
     fn living(&self, among: &BTreeSet<Tag>) -> anyhow::Result<BTreeSet<Tag>>;
 }
 
+/// How it stands with a pristine state that outlives its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shelf {
+    /// None is kept here.
+    None,
+    /// Another run is making or removing it: ask again.
+    Busy,
+    /// It is there, and lanes are made from it.
+    Found,
+    /// This run is to make it, and others wait.
+    Wanted,
+}
+
+/// A template that is kept on a server.
+#[derive(Clone, Debug)]
+pub struct KeptTemplate {
+    /// The database.
+    pub name: String,
+    /// What it says of itself.
+    pub mark: TemplateMark,
+    /// Its size in bytes, where the login may ask.
+    pub size: Option<i64>,
+    /// Tags of the runs that use it.
+    pub used_by: Vec<String>,
+}
+
+/// What became of a template that was to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It is gone.
+    Removed,
+    /// Runs with these tags use it, and it stays.
+    InUse(Vec<String>),
+}
+
 /// A source of lanes. Every call is synchronous and may be repeated after a crash, with
 /// the same result.
 pub trait Provider: Site {
@@ -233,6 +270,19 @@ pub trait Provider: Site {
     fn verify(&self, place: Place) -> anyhow::Result<()>;
     /// Makes the template ready to be copied; nobody works in it from now on.
     fn seal_template(&self) -> anyhow::Result<()>;
+    /// Looks for a template that was made by this recipe; lanes are made from it then.
+    fn find_template(&self, _recipe: &Recipe) -> anyhow::Result<Shelf> {
+        Ok(Shelf::None)
+    }
+    /// Keeps the sealed template for later runs, and no more than `limit` of them; or, without a
+    /// limit, makes it for this run only. Comes back with what the user should know.
+    fn keep_template(&self, _limit: Option<u32>) -> anyhow::Result<Option<String>> {
+        Ok(None)
+    }
+    /// The kept template that lanes are made from, in words.
+    fn kept_template(&self) -> Option<String> {
+        None
+    }
     /// The rows that the error of a test in `place` is about.
     fn rows_named(&self, _place: Place, _trouble: &KeyTrouble) -> anyhow::Result<Vec<NamedRow>> {
         Ok(Vec::new())

@@ -3,6 +3,7 @@
 
 pub mod env_template;
 pub mod file;
+mod inputs;
 mod track;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use crate::address::{Address, SqliteAddress, Variables};
 use crate::error::Stop;
 use crate::secret::Secret;
 use env_template::EnvTemplate;
+pub use inputs::Inputs;
 pub use track::Track;
 
 /// What separates lanes.
@@ -122,6 +124,8 @@ pub struct Choices {
     pub database_urls: Vec<String>,
     pub isolation: Option<Isolation>,
     pub setup: Option<Setup>,
+    pub inputs: Option<Inputs>,
+    pub keep_templates: Option<u32>,
     pub workers: Option<u32>,
     pub keep: Option<Keep>,
     pub fresh: Option<Fresh>,
@@ -142,7 +146,10 @@ impl Choices {
         Self {
             database_urls: either(self.database_urls, lower.database_urls),
             isolation: self.isolation.or(lower.isolation),
+            // Files that another command reads say nothing of this one.
+            inputs: if self.setup.is_some() { self.inputs } else { self.inputs.or(lower.inputs) },
             setup: self.setup.or(lower.setup),
+            keep_templates: self.keep_templates.or(lower.keep_templates),
             workers: self.workers.or(lower.workers),
             keep: self.keep.or(lower.keep),
             fresh: self.fresh.or(lower.fresh),
@@ -177,6 +184,9 @@ pub struct UrlVariable {
 pub struct Settings {
     pub isolation: Isolation,
     pub setup: Option<Setup>,
+    pub inputs: Option<Inputs>,
+    /// How many templates of one login are kept on a server.
+    pub keep_templates: u32,
     pub workers: u32,
     pub keep: Keep,
     pub fresh: Fresh,
@@ -252,6 +262,8 @@ impl Settings {
         Ok(Self {
             isolation: all.isolation.unwrap_or_default(),
             setup: all.setup.map(|setup| Setup { folder: cwd.join(setup.folder), ..setup }),
+            inputs: all.inputs.map(|inputs| Inputs { folder: cwd.join(inputs.folder), ..inputs }),
+            keep_templates: all.keep_templates.unwrap_or(inputs::KEPT),
             workers: all.workers.unwrap_or(1),
             keep: all.keep.unwrap_or_default(),
             fresh: all.fresh.unwrap_or_default(),

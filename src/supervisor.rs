@@ -6,8 +6,10 @@
 mod command;
 mod phase;
 mod start;
+mod template;
 
 pub use command::resolve;
+pub use template::{Built, build_template};
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

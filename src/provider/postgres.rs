@@ -13,6 +13,7 @@ mod schema;
 mod server;
 mod setting;
 mod shared;
+mod template;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,12 +22,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use postgres::Client;
 
-use super::{Access, NamedRow, Provider, Renewal, Resource, ResourceKind, Rows, Sink, Site};
+use super::{Access, NamedRow, Provider, Renewal, Resource, ResourceKind, Rows, Shelf, Sink, Site};
 use crate::address::{Address, LaneTarget, PostgresAddress};
 use crate::error::Stop;
 use crate::failure::KeyTrouble;
 use crate::mark::Owner;
 use crate::name::{Identifier, Place, Tag};
+use crate::recipe::Recipe;
 use crate::secret::Secret;
 use crate::settings::{Fresh, Isolation, Settings, Track};
 use capture::{Unwatched, lookup};
@@ -40,6 +42,7 @@ pub use server::Server;
 use server::{COMMON, maintenance_databases};
 use setting::Skipped;
 use shared::Shared;
+use template::Kept;
 
 /// The lanes of one PostgreSQL database.
 #[derive(Debug)]
@@ -201,6 +204,7 @@ impl Postgres {
             track: settings.track.clone(),
             renewals: (settings.fresh == Fresh::Test).then(Renewals::default),
             unwatched: Unwatched::default(),
+            kept: Kept::default(),
         })
     }
 
@@ -314,7 +318,8 @@ impl Provider for Postgres {
         } else {
             format!("; without the setting {}, which the login may not repeat", skipped.join(", "))
         };
-        let made = if self.has_setup { ", as --setup made it" } else { "" };
+        let kept = self.kept_template().map(|kept| format!(" ({kept})")).unwrap_or_default();
+        let made = if self.has_setup { format!(", as --setup made it{kept}") } else { String::new() };
         format!(
             "PostgreSQL {}, {what}{made} ({}{without}{unwatched}{not_undone})",
             self.facts.version_text, self.reason
@@ -385,6 +390,27 @@ impl Provider for Postgres {
             Separation::Database(databases) => databases.seal(),
             Separation::Schema(schemas) => schemas.dump(self.has_setup),
             Separation::Shared(_) => Ok(()),
+        }
+    }
+
+    fn find_template(&self, recipe: &Recipe) -> anyhow::Result<Shelf> {
+        match &self.separation {
+            Separation::Database(databases) if self.has_setup => databases.find_template(recipe),
+            _ => Ok(Shelf::None),
+        }
+    }
+
+    fn keep_template(&self, limit: Option<u32>) -> anyhow::Result<Option<String>> {
+        match &self.separation {
+            Separation::Database(databases) => databases.keep_template(limit),
+            _ => Ok(None),
+        }
+    }
+
+    fn kept_template(&self) -> Option<String> {
+        match &self.separation {
+            Separation::Database(databases) => databases.kept.describe(),
+            _ => None,
         }
     }
 

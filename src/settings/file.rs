@@ -6,17 +6,19 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::env_template::EnvTemplate;
-use super::{Choices, Cleaner, Setup, Track};
+use super::{Choices, Cleaner, Inputs, Setup, Track};
 
 /// The name of the file.
 pub const NAME: &str = "isolane.toml";
 /// The ledger's usual path, beside the configuration.
 pub const LEDGER: &str = ".isolane/ledger.db";
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 17] = [
     "database-url",
     "isolation",
     "setup",
+    "setup-input",
+    "template",
     "workers",
     "fresh",
     "keep",
@@ -45,21 +47,16 @@ pub fn read(path: &Path) -> Result<Choices, String> {
     })?;
     check_keys(&table, &KEYS, "")?;
     let folder = path.parent().unwrap_or(Path::new(""));
+    let template = template(&table)?;
     Ok(Choices {
         database_urls: strings(&table, "database-url")?,
         isolation: choice(&table, "isolation")?,
         // So does what it names.
-        setup: string(&table, "setup")?.map(|command| Setup { command, folder: folder.to_owned() }),
-        workers: match table.get("workers") {
-            None => None,
-            Some(value) => Some(
-                value
-                    .as_integer()
-                    .and_then(|n| u32::try_from(n).ok())
-                    .filter(|n| *n > 0)
-                    .ok_or("`workers` takes a number from 1 on")?,
-            ),
-        },
+        setup: template.setup.map(|command| Setup { command, folder: folder.to_owned() }),
+        inputs: Some(Inputs { patterns: template.inputs, folder: folder.to_owned() })
+            .filter(|inputs| !inputs.patterns.is_empty()),
+        keep_templates: template.keep,
+        workers: number(&table, "workers", "")?,
         fresh: choice(&table, "fresh")?,
         keep: choice(&table, "keep")?,
         url_vars: strings(&table, "url-var")?,
@@ -134,6 +131,37 @@ fn env(table: &Table) -> Result<Vec<(String, EnvTemplate)>, String> {
         .collect()
 }
 
+/// What the file says of the pristine state, under `setup` and `setup-input` or in `[template]`.
+struct Template {
+    setup: Option<String>,
+    inputs: Vec<String>,
+    keep: Option<u32>,
+}
+
+fn template(table: &Table) -> Result<Template, String> {
+    let (setup, inputs) = (string(table, "setup")?, strings(table, "setup-input")?);
+    let Some(own) = sub_table(table, "template")? else { return Ok(Template { setup, inputs, keep: None }) };
+    check_keys(own, &["setup", "inputs", "keep"], "template.")?;
+    for (above, within) in [("setup", "setup"), ("setup-input", "inputs")] {
+        if table.contains_key(above) && own.contains_key(within) {
+            return Err(format!("`{above}` and `template.{within}` are the same; leave one of the two out"));
+        }
+    }
+    let within = |error: String| error.replacen('`', "`template.", 1);
+    let own_inputs = strings(own, "inputs").map_err(within)?;
+    Ok(Template {
+        setup: setup.or(string(own, "setup").map_err(within)?),
+        inputs: if inputs.is_empty() { own_inputs } else { inputs },
+        keep: number(own, "keep", "template.")?,
+    })
+}
+
+fn number(table: &Table, key: &str, place: &str) -> Result<Option<u32>, String> {
+    let Some(value) = table.get(key) else { return Ok(None) };
+    let number = value.as_integer().and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
+    number.map(Some).ok_or_else(|| format!("`{place}{key}` takes a number from 1 on"))
+}
+
 fn cleaners(table: &Table) -> Result<BTreeMap<String, Cleaner>, String> {
     sub_table(table, "cleaner")?
         .into_iter()
@@ -189,6 +217,10 @@ mod tests {
             ("[env]\nA = '{nope}'", "`env.A`: `{nope}` is unknown"),
             ("[cleaner.bucket]\nrum = 'x'", "did you mean `cleaner.bucket.run`"),
             ("env = 3", "[env]"),
+            ("[template]\nimputs = 'x'", "did you mean `template.inputs`"),
+            ("[template]\nkeep = 0", "`template.keep` takes a number from 1 on"),
+            ("[template]\ninputs = 3", "`template.inputs` takes a text"),
+            ("setup = 'a'\n[template]\nsetup = 'b'", "`setup` and `template.setup` are the same"),
         ] {
             let message = read_text(text).expect_err(text);
             assert!(message.contains(part) && !message.contains('\n'), "{message}");

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -24,16 +24,22 @@ use crate::mark::Owner;
 use crate::name::{Lane, Place, RunId};
 use crate::os::lock::RunLock;
 use crate::os::signal::Signals;
-use crate::provider::{Directories, Postgres, Provider, Sqlite};
+use crate::provider::{Directories, Postgres, Provider, Shelf, Sqlite};
+use crate::recipe::Recipe;
 use crate::run::{API_FOLDER, Run};
 use crate::runner::{PLUGIN_MODULE, Recognised, Shims};
 use crate::secret::{Vault, mask_command};
 use crate::settings::{Fresh, Isolation, Keep, Runner, Settings};
-use crate::sweep::{Scope, Swept, lock_path, patiently, sweep, sweep_dead_runs};
+use crate::sweep::{Scope, SweepReport, Swept, lock_path, patiently, sweep, sweep_dead_runs};
 use crate::watchdog::Watchdog;
 
 const EXEC_SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/isolane-exec"));
 const PYTEST_SHIM: &str = include_str!("../../shims/pytest/isolane_pytest.py");
+
+/// How long another run may take to make the same pristine state until that is said.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How long between two looks whether it has.
+const BREATH: Duration = Duration::from_millis(20);
 
 /// A run that was announced and is ready to go.
 #[derive(Debug)]
@@ -44,6 +50,8 @@ pub struct Started {
     pub setup_time: Duration,
     /// What became of dead runs before this one.
     pub notices: Vec<String>,
+    /// What the pristine state is made by, where it outlives the run.
+    recipe: Option<Recipe>,
     lock: RunLock,
     watchdog: Watchdog,
     /// Which file the ledger is: device and inode.
@@ -58,6 +66,7 @@ pub fn start(
     recognised: &Recognised,
     signals: &Signals,
 ) -> anyhow::Result<Started> {
+    let recipe = Recipe::read(&settings)?;
     let now = Timestamp::now();
     let id = RunId::new(now.millis());
     let tag = id.tag();
@@ -116,6 +125,7 @@ pub fn start(
         shims,
         setup_time: Duration::ZERO,
         notices,
+        recipe,
         lock,
         watchdog,
         ledger_file: file_id(&ledger_path),
@@ -146,7 +156,7 @@ fn arm(settings: &Settings, lock: &RunLock, id: RunId) -> anyhow::Result<(Watchd
 impl Started {
     /// Makes what all lanes share: the run's directory with the shims, and the template.
     fn make(&mut self, signals: &Signals) -> anyhow::Result<()> {
-        let run = &self.run;
+        let run = &Arc::clone(&self.run);
         fault::after(Step::Arm)?;
         fault::before(Step::Claim)?;
         for provider in &run.providers {
@@ -155,22 +165,85 @@ impl Started {
         fault::after(Step::Claim)?;
         run.inventory.make(&run.providers, Place::Run, None)?;
         self.write_shims().with_context(|| format!("cannot write into {}", run.root.display()))?;
-        let makers: Vec<_> = run.providers.iter().filter(|provider| provider.needs_template()).collect();
+        let makers: Vec<&dyn Provider> =
+            run.providers.iter().map(|provider| &**provider).filter(|provider| provider.needs_template()).collect();
         if makers.is_empty() && run.settings.setup.is_none() {
+            return Ok(());
+        }
+        let kept = self.find_template(&makers, signals)?;
+        if kept == Shelf::Found {
             return Ok(());
         }
         run.inventory.make(&run.providers, Place::Template, Some("setup"))?;
         if let Some(setup) = &run.settings.setup {
             let began = Instant::now();
             command::set_up(setup, run, signals)?;
-            self.setup_time = began.elapsed();
+            self.setup_time += began.elapsed();
         }
         fault::before(Step::Seal)?;
-        for provider in makers {
+        for provider in &makers {
             provider.seal_template().context("cannot make the template ready")?;
         }
         fault::after(Step::Seal)?;
+        if kept == Shelf::Wanted {
+            makers.iter().try_for_each(|provider| self.keep_template(*provider))?;
+        }
         Ok(())
+    }
+
+    /// Looks for what an earlier run made by the same recipe, and waits for one that is just
+    /// making it.
+    fn find_template(&mut self, makers: &[&dyn Provider], signals: &Signals) -> anyhow::Result<Shelf> {
+        let Some(recipe) = &self.recipe else { return Ok(Shelf::None) };
+        let began = Instant::now();
+        let (mut has_waited, mut is_told) = (false, self.run.settings.quiet);
+        loop {
+            // Of several databases that one setup fills, none may be older than another.
+            let found = if let [only] = makers { only.find_template(recipe)? } else { Shelf::None };
+            match found {
+                Shelf::Busy => has_waited = true,
+                Shelf::None => {
+                    self.notices.push(
+                        "--setup-input keeps the pristine state where each lane is a PostgreSQL database, and one database is named; here each run makes it".to_owned(),
+                    );
+                    return Ok(found);
+                }
+                Shelf::Found | Shelf::Wanted => {
+                    self.setup_time += if has_waited { began.elapsed() } else { Duration::ZERO };
+                    return Ok(found);
+                }
+            }
+            if let Some(arrival) = signals.read()? {
+                return Err(command::came_early(arrival.signal));
+            }
+            if !is_told && began.elapsed() > SILENCE {
+                let line = "isolane: another run is making the same pristine state; this one waits for it";
+                let _ = writeln!(io::stderr().lock(), "{line}");
+                is_told = true;
+            }
+            std::thread::sleep(BREATH);
+        }
+    }
+
+    /// Keeps what the setup made for later runs. From then on it is the run's no more.
+    fn keep_template(&mut self, provider: &dyn Provider) -> anyhow::Result<()> {
+        let settings = &self.run.settings;
+        // Nobody knows whether the setup had read a file before it changed, or after.
+        let is_same = Recipe::read(settings).ok().flatten() == self.recipe;
+        if !is_same {
+            self.notices.push(
+                "files of --setup-input changed while the setup ran: what it made serves this run only".to_owned(),
+            );
+        }
+        fault::before(Step::Keep)?;
+        let limit = is_same.then_some(settings.keep_templates);
+        self.notices.extend(provider.keep_template(limit).context("cannot keep the template")?);
+        if provider.kept_template().is_some() {
+            for resource in provider.plan(Place::Template) {
+                self.run.inventory.handed_over(&resource)?;
+            }
+        }
+        fault::after(Step::Keep)
     }
 
     fn write_shims(&self) -> io::Result<()> {
@@ -199,6 +272,20 @@ impl Started {
     /// is undone, the ledger forgets it; else it stays there, with what is left.
     pub fn take_back(self, error: anyhow::Error) -> anyhow::Error {
         let command = self.run.settings.sweep_command.clone();
+        let swept = self.undo();
+        let Some((resource, why)) = swept.stuck.first() else { return error };
+        let left = format!(
+            "not removed: {} {} ({why}), and {} more; `{}` removes what is left",
+            resource.kind.as_str(),
+            resource.name,
+            swept.stuck.len() - 1,
+            command
+        );
+        Stop::with(exit_code(&error), format!("{}; {left}", one_line(&error)))
+    }
+
+    /// Undoes a run that no command was started in.
+    pub fn undo(self) -> SweepReport {
         let swept = patiently(|| sweep(&self.run.inventory, &self.run.sites(), Scope::Run));
         let key = self.run.key;
         let forget = swept.stuck.is_empty();
@@ -210,15 +297,7 @@ impl Started {
             }
         });
         self.finish();
-        let Some((resource, why)) = swept.stuck.first() else { return error };
-        let left = format!(
-            "not removed: {} {} ({why}), and {} more; `{}` removes what is left",
-            resource.kind.as_str(),
-            resource.name,
-            swept.stuck.len() - 1,
-            command
-        );
-        Stop::with(exit_code(&error), format!("{}; {left}", one_line(&error)))
+        swept
     }
 
     /// Ends the run: its lock is the last thing to go, and the watchdog with it.

@@ -27,6 +27,7 @@ mod shared_rows;
 mod sqlite;
 mod story;
 mod sweep;
+mod template;
 mod terminal;
 mod tidy;
 mod touch_capture;

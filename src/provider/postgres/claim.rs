@@ -67,8 +67,13 @@ pub fn application(tag: &Tag) -> String {
     format!("isolane claim {tag}")
 }
 
+/// Prepares a session to hold a lock for as long as the run takes.
+pub fn outlast(client: &mut Client) -> Result<(), postgres::Error> {
+    client.query(PREPARE, &[]).map(drop)
+}
+
 fn lock(client: &mut Client, key: i64) -> Result<bool, postgres::Error> {
-    client.query(PREPARE, &[])?;
+    outlast(client)?;
     client.query_one("SELECT pg_try_advisory_lock($1)", &[&key]).map(|row| row.get(0))
 }
 

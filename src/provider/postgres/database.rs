@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use postgres::Client;
 use postgres::error::SqlState;
 
@@ -13,12 +14,14 @@ use super::facts::Facts;
 use super::renewal::{self, Renewals, SETTINGS_OF};
 use super::server::Server;
 use super::setting::{self, Skipped};
+use super::template::{self, Kept, Wanted};
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
 use crate::error::one_line;
 use crate::fault::{self, Step};
 use crate::name::Place;
-use crate::provider::{Renewal, Resource};
+use crate::provider::{Renewal, Resource, Shelf};
+use crate::recipe::Recipe;
 use crate::settings::Track;
 use crate::touch::Ground;
 
@@ -43,6 +46,8 @@ pub struct Databases {
     pub unwatched: Unwatched,
     /// Where lanes become as their template again for each test: what that needs.
     pub renewals: Option<Renewals>,
+    /// The template that outlives the run.
+    pub kept: Kept,
 }
 
 impl Databases {
@@ -55,9 +60,12 @@ impl Databases {
             Place::Run => return self.create_empty(&name, place),
             // Setup builds from nothing, as on a new machine.
             Place::Template if has_setup => self.create_empty(&name, place)?,
-            Place::Lane(_) if has_template => {
-                self.create_copy(&name, place, &self.names.of(Place::Template)).map_err(readable)?;
-            }
+            Place::Lane(_) if has_template => match self.kept_source()? {
+                Some(kept) => {
+                    self.create_copy(&name, place, &kept).map_err(|error| template::explain(error, &kept))?;
+                }
+                None => self.create_copy(&name, place, &self.names.of(Place::Template)).map_err(readable)?,
+            },
             _ if self.dump_because.is_some() || self.is_source_in_use()? => self.create_by_dump(&name, place)?,
             _ => {
                 let copied = self.create_copy(&name, place, self.source.database());
@@ -111,13 +119,26 @@ impl Databases {
         if let Some(renewals) = &self.renewals {
             match renewal::refusal(&mut client) {
                 None => return watch(true, &mut client),
-                Some(why) => renewals.is_impossible(format!(
-                    "{why}; `GRANT SET ON PARAMETER session_replication_role TO {}` allows it from PostgreSQL 15 on",
-                    self.source.user()
-                )),
+                Some(why) => renewals.is_impossible(self.no_undoing(&why)),
             }
         }
         if self.track.is_off() { Ok(()) } else { watch(false, &mut client) }
+    }
+
+    /// What the user can do where the login may not undo.
+    fn no_undoing(&self, why: &str) -> String {
+        format!(
+            "{why}; `GRANT SET ON PARAMETER session_replication_role TO {}` allows it from PostgreSQL 15 on",
+            self.source.user()
+        )
+    }
+
+    /// Whether lanes are to become as the template again, and the login may do that.
+    fn may_undo(&self) -> anyhow::Result<bool> {
+        let Some(renewals) = &self.renewals else { return Ok(false) };
+        let refusal = self.server.own.with(|client| Ok(renewal::refusal(client)))?;
+        refusal.iter().for_each(|why| renewals.is_impossible(self.no_undoing(why)));
+        Ok(refusal.is_none())
     }
 
     /// Makes a lane's database as the template again, or tells why it has to be copied again.
@@ -225,8 +246,60 @@ impl Databases {
     pub fn seal(&self) -> anyhow::Result<()> {
         let name = self.names.of(Place::Template);
         self.watch(&name);
-        let sql = format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", identifier(&name)?);
-        self.server.maintenance.with(|client| client.batch_execute(&sql)).map_err(readable)?;
-        self.server.end_sessions_in(&name)
+        template::seal(&self.server, &name)
+    }
+
+    /// The kept template that lanes are made from; `None` where that is the run's own.
+    fn kept_source(&self) -> anyhow::Result<Option<String>> {
+        self.kept.source(|| template::session_of(&self.wanted("", "")))
+    }
+
+    fn wanted<'a>(&'a self, fingerprint: &'a str, command: &'a str) -> Wanted<'a> {
+        Wanted {
+            server: &self.server,
+            own: self.source.database(),
+            fingerprint,
+            command,
+            host: &self.names.owner.host,
+            tag: self.names.tag.as_str(),
+        }
+    }
+
+    /// Looks for a kept template that this recipe makes here.
+    pub fn find_template(&self, recipe: &Recipe) -> anyhow::Result<Shelf> {
+        let Facts { version_text, template0_options, owner, settings, grants, .. } = &self.facts;
+        let may_undo = self.may_undo()?;
+        let surroundings = [
+            version_text.clone(),
+            template0_options.clone(),
+            // What the setup makes belongs to the login, and the database to the owner.
+            format!("{} {owner} {}", self.source.user(), self.facts.is_owner),
+            format!("{settings:?} {grants:?}"),
+            format!("{} {:?} {may_undo}", capture::VERSION, self.track),
+        ];
+        let fingerprint = recipe.fingerprint(&surroundings.each_ref().map(String::as_str));
+        self.kept.seek(&self.wanted(&fingerprint, &recipe.command)).context("cannot look for a kept template")
+    }
+
+    /// Keeps the run's template for others, or makes it for this run only.
+    pub fn keep_template(&self, limit: Option<u32>) -> anyhow::Result<Option<String>> {
+        // A later run would not know that.
+        let in_the_way = self.renewals.as_ref().and_then(Renewals::impossible);
+        let in_the_way = in_the_way.filter(|_| self.may_undo().unwrap_or(false));
+        let unwatched = self.unwatched.why().or(in_the_way);
+        let Some(limit) = limit.filter(|_| unwatched.is_none()) else {
+            self.kept.give_up();
+            return Ok(unwatched
+                .map(|why| format!("the pristine state was not kept, because its rows are not watched: {why}")));
+        };
+        let why_not = self.kept.keep(&self.server, &self.names.of(Place::Template))?;
+        if why_not.is_some() {
+            return Ok(why_not);
+        }
+        let Some(own) = self.kept_source()? else { return Ok(None) };
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        // Others stay longer than they should, and this one is there.
+        template::limit(&self.server, self.source.database(), &own, limit)
+            .or_else(|error| Ok(Some(format!("older kept templates stay: {}", one_line(&error)))))
     }
 }

@@ -1,0 +1,384 @@
+//! Kept templates: the pristine state that a setup made, sealed, for later runs.
+//!
+//! A run builds it as its own, under its own name and mark, so that whatever dies meanwhile, the
+//! run's sweep removes it. One transaction then gives it the name and the mark of a kept one:
+//! there is never a half of it. Two locks go with each, by its fingerprint: who builds holds the
+//! one, so that runs side by side build it once; who uses it shares the other until its end, and
+//! who removes it must have that one alone. The server frees both when a session is gone.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use postgres::Client;
+use postgres::error::SqlState;
+use postgres_protocol::escape::escape_literal;
+
+use super::claim::{self, HELD, NUMBER};
+use super::connection::{self, readable};
+use super::identifier;
+use super::server::{COMMON, Server};
+use crate::clock::Timestamp;
+use crate::error::one_line;
+use crate::mark::template::{HEAD, TemplateMark, name_of};
+use crate::provider::{KeptTemplate, Removal, Shelf};
+
+/// Say of an advisory lock that it is a template's: "it" for its use, "ib" for its building,
+/// before the first six bytes of its fingerprint. (A run's begins with "is".)
+const USE: i64 = 0x6974 << 48;
+const BUILD: i64 = 0x6962 << 48;
+/// How exactly the last use is known.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// All that carry such a mark. A removal that was cut off leaves a limit of -2.
+const TEMPLATES: &str = "
+    SELECT d.datname::text AS name, c.description AS comment, d.datallowconn AS is_open, d.datconnlimit = -2 AS is_broken,
+           d.datdba AS owner,
+           CASE WHEN has_database_privilege(d.oid, 'CONNECT') AND d.datconnlimit <> -2 THEN pg_database_size(d.oid) END AS size,
+           EXISTS (SELECT FROM pg_stat_activity a WHERE a.datid = d.oid) AS has_sessions
+      FROM pg_shdescription c JOIN pg_database d ON d.oid = c.objoid AND c.classoid = 'pg_database'::regclass
+     WHERE starts_with(c.description, $1) AND ($2::text IS NULL OR d.datname = $2) ORDER BY name";
+
+/// What the sessions are called that hold these locks.
+const APPLICATION: &str = "isolane template ";
+
+/// One that was found.
+#[derive(Debug)]
+struct Found {
+    name: String,
+    mark: TemplateMark,
+    is_open: bool,
+    is_broken: bool,
+    has_sessions: bool,
+    owner: u32,
+    size: Option<i64>,
+}
+
+fn find(server: &Server, name: Option<&str>) -> anyhow::Result<Vec<Found>> {
+    let rows = server.maintenance.with(|client| client.query(TEMPLATES, &[&HEAD, &name])).map_err(readable)?;
+    let found = rows.iter().filter_map(|row| {
+        let name: String = row.get("name");
+        let mark = TemplateMark::parse(row.get("comment"), &name)?;
+        Some(Found {
+            mark,
+            is_open: row.get("is_open"),
+            is_broken: row.get("is_broken"),
+            has_sessions: row.get("has_sessions"),
+            owner: row.get("owner"),
+            size: row.get("size"),
+            name,
+        })
+    });
+    Ok(found.collect())
+}
+
+fn key(class: i64, fingerprint: &str) -> i64 {
+    class | i64::from_str_radix(&fingerprint[..12], 16).unwrap_or(0)
+}
+
+fn mark_sql(name: &str, mark: &TemplateMark) -> anyhow::Result<String> {
+    Ok(format!("COMMENT ON DATABASE {} IS {}", identifier(name)?, escape_literal(&mark.to_string())))
+}
+
+/// A session for these locks. All runs of a login have theirs in one database, because a lock
+/// counts in one only.
+fn session(server: &Server, otherwise: &str, tag: &str) -> anyhow::Result<Client> {
+    let in_database = |database: &str| {
+        let mut client = connection::connect(&server.config_of(database, &format!("{APPLICATION}{tag}")))?;
+        client.batch_execute(connection::OWN_SETTINGS)?;
+        claim::outlast(&mut client)?;
+        Ok::<_, anyhow::Error>(client)
+    };
+    in_database(COMMON).or_else(|_| in_database(otherwise))
+}
+
+fn lock(client: &mut Client, function: &str, key: i64) -> anyhow::Result<bool> {
+    let sql = format!("SELECT {function}($1)");
+    let row = client.query_one(&sql, &[&key]).map_err(|error| readable(error.into()))?;
+    Ok(row.get(0))
+}
+
+/// The template of one run.
+#[derive(Debug, Default)]
+pub struct Kept(Mutex<Option<Box<Held>>>);
+
+struct Held {
+    session: Client,
+    mark: TemplateMark,
+    stage: Stage,
+    /// It had been opened, and is closed again.
+    was_open: bool,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held").field("mark", &self.mark).field("stage", &self.stage).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Looked for, and nothing is known yet.
+    Sought,
+    /// An earlier run made it.
+    Found,
+    /// This run is making it.
+    Building,
+    /// This run made it.
+    Made,
+}
+
+/// Whose locks, and which template is meant.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub server: &'a Server,
+    /// The user's own database.
+    pub own: &'a str,
+    pub fingerprint: &'a str,
+    pub command: &'a str,
+    pub host: &'a str,
+    pub tag: &'a str,
+}
+
+impl Kept {
+    fn held(&self) -> MutexGuard<'_, Option<Box<Held>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks for it, and takes the lock on it, or on building it.
+    pub fn seek(&self, wanted: &Wanted<'_>) -> anyhow::Result<Shelf> {
+        let Wanted { server, own, fingerprint, .. } = *wanted;
+        let mut held = self.held();
+        if held.is_none() {
+            let session = session(server, own, wanted.tag)?;
+            let mark = TemplateMark::new(fingerprint, wanted.host, wanted.command, Timestamp::now());
+            *held = Some(Box::new(Held { session, mark, stage: Stage::Sought, was_open: false }));
+        }
+        let Some(Held { session, mark, stage, was_open }) = held.as_deref_mut() else { return Ok(Shelf::None) };
+        // Who removes it is gone in a moment.
+        if !lock(session, "pg_try_advisory_lock_shared", key(USE, fingerprint))? {
+            return Ok(Shelf::Busy);
+        }
+        let mut found = its(server, fingerprint)?;
+        if found.is_none() {
+            if !lock(session, "pg_try_advisory_lock", key(BUILD, fingerprint))? {
+                session.batch_execute("SELECT pg_advisory_unlock_all()")?;
+                return Ok(Shelf::Busy);
+            }
+            // Whoever built it may have come to an end between the look and the lock.
+            found = its(server, fingerprint)?;
+        }
+        let Some(found) = found else {
+            // What is left of a removal that was cut off can be nothing but removed.
+            for broken in find(server, Some(&name_of(fingerprint)))?.into_iter().filter(|found| found.is_broken) {
+                server.drop_database(&broken.name)?;
+            }
+            *stage = Stage::Building;
+            return Ok(Shelf::Wanted);
+        };
+        unlock_building(session, fingerprint);
+        if found.is_open || found.has_sessions {
+            seal(server, &found.name)?;
+            if let Some(who) = who_is_in(server, &found.name)? {
+                bail!(
+                    "{who} is connected to the kept template {}, from which no lane can be made then; end these sessions",
+                    found.name
+                );
+            }
+            *was_open = found.is_open;
+        }
+        *mark = found.mark;
+        *stage = Stage::Found;
+        let now = Timestamp::now();
+        if mark.used.age(now) >= MINUTE {
+            mark.used = now;
+            // It waits for lanes that are being made, and is not worth waiting long for.
+            let sql = format!("SET LOCAL lock_timeout = '200ms'; {}", mark_sql(&found.name, mark)?);
+            let _ = server.maintenance.with(|client| client.batch_execute(&sql));
+        }
+        Ok(Shelf::Found)
+    }
+
+    /// The database from which lanes are made; `None` where it is the run's own.
+    pub fn source(&self, wanted: impl FnOnce() -> anyhow::Result<Client>) -> anyhow::Result<Option<String>> {
+        let mut held = self.held();
+        let Some(held) = held.as_mut().filter(|held| matches!(held.stage, Stage::Found | Stage::Made)) else {
+            return Ok(None);
+        };
+        // A server that was restarted has forgotten who uses it.
+        if held.session.is_valid(Duration::from_secs(1)).is_err() {
+            held.session = wanted()?;
+            lock(&mut held.session, "pg_try_advisory_lock_shared", key(USE, &held.mark.fingerprint))?;
+        }
+        Ok(Some(name_of(&held.mark.fingerprint)))
+    }
+
+    /// Whether an earlier run made it.
+    pub fn is_found(&self) -> bool {
+        self.held().as_ref().is_some_and(|held| held.stage == Stage::Found)
+    }
+
+    /// How it stands with it, for the summary.
+    pub fn describe(&self) -> Option<String> {
+        let held = self.held();
+        let held = held.as_ref()?;
+        let name = name_of(&held.mark.fingerprint);
+        let closed = if held.was_open { ", which somebody had opened" } else { "" };
+        match held.stage {
+            Stage::Found => Some(format!("{name}, kept since {}{closed}", held.mark.made)),
+            Stage::Made => Some(format!("{name}, kept for later runs")),
+            Stage::Sought | Stage::Building => None,
+        }
+    }
+
+    /// Makes a kept template of the run's own, `built`, which is sealed; comes back with why not,
+    /// where that does not go.
+    pub fn keep(&self, server: &Server, built: &str) -> anyhow::Result<Option<String>> {
+        let mut held = self.held();
+        let Some(held) = held.as_mut().filter(|held| held.stage == Stage::Building) else { return Ok(None) };
+        let (name, now) = (name_of(&held.mark.fingerprint), Timestamp::now());
+        (held.mark.made, held.mark.used) = (now, now);
+        // Two statements in one message are one transaction.
+        let sql = format!(
+            "ALTER DATABASE {} RENAME TO {}; {}",
+            identifier(built)?,
+            identifier(&name)?,
+            mark_sql(&name, &held.mark)?
+        );
+        let renamed = server.maintenance.with(|client| client.batch_execute(&sql));
+        let is_taken = renamed.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::DUPLICATE_DATABASE));
+        if is_taken {
+            held.stage = Stage::Sought;
+        } else {
+            renamed.map_err(readable)?;
+            held.stage = Stage::Made;
+        }
+        unlock_building(&mut held.session, &held.mark.fingerprint);
+        let why = || {
+            format!(
+                "the pristine state was not kept: there is a database {name} already, which isolane did not mark; rename or drop it"
+            )
+        };
+        Ok(is_taken.then(why))
+    }
+
+    /// Builds it for this run only.
+    pub fn give_up(&self) {
+        if let Some(held) = self.held().as_mut().filter(|held| held.stage == Stage::Building) {
+            held.stage = Stage::Sought;
+            unlock_building(&mut held.session, &held.mark.fingerprint);
+        }
+    }
+}
+
+/// Where the session is gone, so is its lock.
+fn unlock_building(session: &mut Client, fingerprint: &str) {
+    let _ = session.query("SELECT pg_advisory_unlock($1)", &[&key(BUILD, fingerprint)]);
+}
+
+/// Another session for the run's lock.
+pub fn session_of(wanted: &Wanted<'_>) -> anyhow::Result<Client> {
+    session(wanted.server, wanted.own, wanted.tag)
+}
+
+/// The whole template of this fingerprint.
+fn its(server: &Server, fingerprint: &str) -> anyhow::Result<Option<Found>> {
+    let found = find(server, Some(&name_of(fingerprint)))?;
+    Ok(found.into_iter().find(|found| !found.is_broken && found.mark.fingerprint == fingerprint))
+}
+
+/// Lets nobody in any more: a session in it would stop every copy.
+pub fn seal(server: &Server, name: &str) -> anyhow::Result<()> {
+    let sql = format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", identifier(name)?);
+    server.maintenance.with(|client| client.batch_execute(&sql)).map_err(readable)?;
+    server.end_sessions_in(name)
+}
+
+/// Whose sessions are in a database, which the login may not end.
+fn who_is_in(server: &Server, name: &str) -> anyhow::Result<Option<String>> {
+    let sql = "SELECT string_agg(DISTINCT usename, ', ') FROM pg_stat_activity WHERE datname = $1";
+    Ok(server.maintenance.with(|client| client.query_one(sql, &[&name])).map_err(readable)?.get(0))
+}
+
+/// Removes those of the owner of `own` that were not used for the longest time, until no more
+/// than `limit` are left; those that somebody uses stay. Comes back with what the user should know.
+pub fn limit(server: &Server, user_database: &str, own: &str, limit: usize) -> anyhow::Result<Option<String>> {
+    let mut all = find(server, None)?;
+    let owner = all.iter().find(|found| found.name == own).map(|found| found.owner);
+    all.retain(|found| Some(found.owner) == owner);
+    all.sort_by_key(|found| (found.name != own, std::cmp::Reverse(found.mark.used)));
+    let (mut left, mut stay) = (all.len(), Vec::new());
+    while left > limit.max(1)
+        && let Some(oldest) = all.pop().filter(|found| found.name != own)
+    {
+        match remove(server, user_database, &oldest)? {
+            Removal::Removed => left -= 1,
+            Removal::InUse(_) => stay.push(oldest.name),
+        }
+    }
+    Ok((left > limit)
+        .then(|| format!("{left} templates are kept, over the limit of {limit}: {} in use", stay.join(", "))))
+}
+
+/// Removes one, unless a run uses it.
+fn remove(server: &Server, user_database: &str, found: &Found) -> anyhow::Result<Removal> {
+    let fingerprint = &found.mark.fingerprint;
+    let mut session = session(server, user_database, "remove")?;
+    let is_free = lock(&mut session, "pg_try_advisory_lock", key(USE, fingerprint))?;
+    let mut users = users(server)?.remove(&key(USE, fingerprint)).unwrap_or_default();
+    users.retain(|user| user != "remove");
+    if !is_free || !users.is_empty() {
+        return Ok(Removal::InUse(users));
+    }
+    // The look was before the lock.
+    let is_still = find(server, Some(&found.name))?.iter().any(|now| now.mark.fingerprint == *fingerprint);
+    if is_still {
+        server.drop_database(&found.name).with_context(|| format!("cannot remove the template {}", found.name))?;
+    }
+    Ok(Removal::Removed)
+}
+
+/// Who shares or holds the locks on templates, by the lock: tags of runs.
+fn users(server: &Server) -> anyhow::Result<HashMap<i64, Vec<String>>> {
+    let sql = format!(
+        "SELECT {NUMBER} AS number, coalesce((SELECT a.application_name FROM pg_stat_activity a WHERE a.pid = locks.pid), '') AS name
+           FROM (SELECT * {HELD}) AS locks WHERE (classid::bigint >> 16) = $1"
+    );
+    let rows = server.maintenance.with(|client| client.query(&sql, &[&(USE >> 48)])).map_err(readable)?;
+    let mut users: HashMap<i64, Vec<String>> = HashMap::new();
+    for row in rows {
+        let name: &str = row.get("name");
+        users.entry(row.get("number")).or_default().push(name.strip_prefix(APPLICATION).unwrap_or(name).to_owned());
+    }
+    Ok(users)
+}
+
+impl Server {
+    /// All kept templates of the server.
+    pub fn templates(&self) -> anyhow::Result<Vec<KeptTemplate>> {
+        let mut users = users(self)?;
+        let templates = find(self, None)?.into_iter().map(|found| KeptTemplate {
+            used_by: users.remove(&key(USE, &found.mark.fingerprint)).unwrap_or_default(),
+            name: found.name,
+            size: found.size,
+            mark: found.mark,
+        });
+        Ok(templates.collect())
+    }
+
+    /// Removes a kept template, unless a run uses it.
+    pub fn remove_template(&self, template: &KeptTemplate, user_database: &str) -> anyhow::Result<Removal> {
+        let Some(found) = find(self, Some(&template.name))?.into_iter().next() else { return Ok(Removal::Removed) };
+        remove(self, user_database, &found)
+    }
+}
+
+/// Why a lane could not be copied, where its template is gone.
+pub fn explain(error: anyhow::Error, name: &str) -> anyhow::Error {
+    if connection::code(&error) == Some(&SqlState::INVALID_CATALOG_NAME) {
+        return anyhow::anyhow!("the kept template {name} is gone: somebody dropped it; the next run makes it again");
+    }
+    let error = readable(error);
+    anyhow::anyhow!("{} (the kept template {name})", one_line(&error))
+}

@@ -1,0 +1,186 @@
+//! The recipe of a pristine state: the setup command, and the files that it is made from. What
+//! was made once by the same recipe is as good as what would be made now.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use glob::{MatchOptions, Pattern};
+use sha2::{Digest, Sha256};
+
+use crate::error::Stop;
+use crate::secret::mask_command;
+use crate::settings::{Inputs, Settings};
+
+/// As a shell reads a pattern: `*` stays within a folder and does not find hidden files.
+const AS_A_SHELL: MatchOptions =
+    MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+/// What Python compiles beside its sources while the setup runs.
+const COMPILED: &str = "__pycache__";
+
+/// What a pristine state is made by and from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recipe {
+    /// The command, without passwords.
+    pub command: String,
+    digest: [u8; 32],
+}
+
+impl Recipe {
+    /// Reads the files that the settings name; `None` where they name none, because a command
+    /// alone does not say what it reads.
+    pub fn read(settings: &Settings) -> anyhow::Result<Option<Self>> {
+        let Some(inputs) = &settings.inputs else { return Ok(None) };
+        let Some(setup) = &settings.setup else {
+            return Err(Stop::usage(
+                "--setup-input says what --setup makes the pristine state from, and there is no --setup: name both, or neither",
+            ));
+        };
+        let mut digest = Sha256::new();
+        add(&mut digest, setup.command.as_bytes());
+        for (name, path) in files(inputs)? {
+            add(&mut digest, name.as_os_str().as_encoded_bytes());
+            add(&mut digest, &content(&path).map_err(|error| unreadable(&path, &error))?);
+        }
+        Ok(Some(Self { command: mask_command(&setup.command), digest: digest.finalize().into() }))
+    }
+
+    /// What this recipe makes where the rest is `surroundings`: 64 hex digits.
+    pub fn fingerprint(&self, surroundings: &[&str]) -> String {
+        let mut digest = Sha256::new();
+        add(&mut digest, &self.digest);
+        for text in surroundings {
+            add(&mut digest, text.as_bytes());
+        }
+        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Adds one of several parts, so that no two lists of parts are alike.
+fn add(digest: &mut Sha256, part: &[u8]) {
+    digest.update((part.len() as u64).to_be_bytes());
+    digest.update(part);
+}
+
+fn content(path: &Path) -> std::io::Result<[u8; 32]> {
+    let mut file = File::open(path)?;
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(digest.finalize().into()),
+            n => digest.update(&buffer[..n]),
+        }
+    }
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> anyhow::Error {
+    Stop::usage(format!("cannot read {}, which --setup-input names: {error}", path.display()))
+}
+
+/// The files that are meant, by their names as seen from the folder that the patterns count
+/// from; a folder stands for all that is in it.
+fn files(inputs: &Inputs) -> anyhow::Result<BTreeMap<PathBuf, PathBuf>> {
+    let mut files = BTreeMap::new();
+    let base = Pattern::escape(&inputs.folder.to_string_lossy());
+    for pattern in &inputs.patterns {
+        let whole = if Path::new(pattern).is_absolute() { pattern.clone() } else { format!("{base}/{pattern}") };
+        let found = glob::glob_with(&whole, AS_A_SHELL)
+            .map_err(|error| Stop::usage(format!("--setup-input {pattern:?} is no pattern of files: {}", error.msg)))?;
+        let before = files.len();
+        let mut any = false;
+        for path in found {
+            let path = path.map_err(|error| unreadable(error.path(), error.error()))?;
+            any |= collect(&path, &inputs.folder, &mut files).map_err(|error| unreadable(&path, &error))?;
+        }
+        if !any && files.len() == before {
+            return Err(Stop::usage(format!(
+                "--setup-input {pattern:?} matches no file in {}; correct the pattern, or leave it out",
+                inputs.folder.display()
+            )));
+        }
+    }
+    Ok(files)
+}
+
+/// Adds a file, or all below a folder; whether there was any.
+fn collect(path: &Path, base: &Path, files: &mut BTreeMap<PathBuf, PathBuf>) -> std::io::Result<bool> {
+    if path.components().any(|part| part.as_os_str() == COMPILED) {
+        return Ok(false);
+    }
+    if !fs::metadata(path)?.is_dir() {
+        files.insert(path.strip_prefix(base).unwrap_or(path).to_owned(), path.to_owned());
+        return Ok(true);
+    }
+    let mut any = false;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+        // A link to a folder may lead back to where it stands.
+        let is_link_to_folder = entry.file_type()?.is_symlink() && entry.path().is_dir();
+        if !is_hidden && !is_link_to_folder {
+            any |= collect(&entry.path(), base, files)?;
+        }
+    }
+    Ok(any)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path, patterns: &[&str]) -> anyhow::Result<Vec<String>> {
+        let patterns = patterns.iter().map(|&pattern| pattern.to_owned()).collect();
+        let files = files(&Inputs { patterns, folder: folder.to_owned() })?;
+        Ok(files.into_keys().map(|name| name.display().to_string()).collect())
+    }
+
+    #[test]
+    fn patterns_find_what_a_shell_finds_and_folders_stand_for_what_is_in_them() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let folder = dir.path().join("odd [name]*");
+        for file in ["m/1.sql", "m/2.sql", "m/deep/3.sql", "m/.1.swp", "m/__pycache__/x.pyc", "seed.sql", "other"] {
+            let path = folder.join(file);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+            fs::write(path, file).expect("a file");
+        }
+        std::os::unix::fs::symlink(&folder, folder.join("m/loop")).expect("a link");
+        let found = |patterns: &[&str]| names(&folder, patterns).expect("files").join(" ");
+        assert_eq!(found(&["m/*.sql"]), "m/1.sql m/2.sql");
+        assert_eq!(found(&["m", "seed.sql"]), "m/1.sql m/2.sql m/deep/3.sql seed.sql");
+        assert_eq!(found(&["m/**/*.sql", "m/1.sql"]), "m/1.sql m/2.sql m/deep/3.sql");
+        assert_eq!(found(&["m/[12].sql"]), "m/1.sql m/2.sql");
+        for nothing in ["n/*", "m/__pycache__", "*.py"] {
+            let error = names(&folder, &["m", nothing]).expect_err(nothing).to_string();
+            assert!(error.contains("matches no file") && error.contains(nothing), "{error}");
+        }
+        assert!(names(&folder, &["a["]).expect_err("no pattern").to_string().contains("is no pattern"));
+    }
+
+    #[test]
+    fn a_recipe_changes_with_command_names_contents_and_surroundings_and_not_with_its_place() {
+        let print = |command: &str, files: &[(&str, &str)], around: &str| {
+            let dir = tempfile::tempdir().expect("temporary directory");
+            for (name, text) in files {
+                fs::write(dir.path().join(name), text).expect("a file");
+            }
+            let flags = crate::settings::Choices {
+                setup: Some(crate::settings::Setup { command: command.to_owned(), folder: PathBuf::new() }),
+                inputs: Some(Inputs { patterns: vec!["*".to_owned()], folder: PathBuf::new() }),
+                ..Default::default()
+            };
+            let settings = Settings::fold(flags, None, std::iter::empty(), dir.path()).expect("settings");
+            Recipe::read(&settings).expect("files").expect("a recipe").fingerprint(&[around])
+        };
+        let first = print("migrate", &[("a", "1"), ("b", "2")], "15");
+        assert_eq!(print("migrate", &[("b", "2"), ("a", "1")], "15"), first);
+        let mut all = vec![first];
+        all.push(print("migrate!", &[("a", "1"), ("b", "2")], "15"));
+        all.push(print("migrate", &[("a", "1"), ("c", "2")], "15"));
+        all.push(print("migrate", &[("a", "12"), ("b", "")], "15"));
+        all.push(print("migrate", &[("a", "1"), ("b", "2")], "16"));
+        let different: std::collections::HashSet<_> = all.iter().collect();
+        assert_eq!(different.len(), all.len());
+    }
+}
