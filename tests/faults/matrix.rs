@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use crate::Wishes;
 use crate::lab::program::Running;
 use crate::lab::{Lab, Outcome, Server, is_alive};
-use crate::scene::{Kind, Scene};
+use crate::scene::{Kind, Scene, Setup};
 
 /// How many scenes there are at once.
 const AT_ONCE: usize = 3;
@@ -125,7 +125,14 @@ fn cell(scene: &Scene, point: &str, (kind, blow): Column) -> (Cell, Vec<String>)
         // Databases are filled where others are connected to the source, and there is no setup.
         let is_filled = kind == Kind::Database && point.starts_with("fill");
         let _other = is_filled.then(|| scene.database.client());
-        let run = Scene::run(&lab, kind, 2, !is_filled, "").env("ISOLANE_FAULT", &fault).start();
+        // What is kept outlives the run, whole.
+        let is_kept = kind == Kind::Database && point.starts_with("keep");
+        let setup = match (is_filled, is_kept) {
+            (true, _) => Setup::No,
+            (_, true) => Setup::Kept,
+            _ => Setup::Own,
+        };
+        let run = Scene::run(&lab, kind, 2, setup, "").env("ISOLANE_FAULT", &fault).start();
         let outcome = match strike(scene, &lab, run, blow) {
             Ok(outcome) => outcome,
             Err(why) => {
@@ -143,6 +150,9 @@ fn cell(scene: &Scene, point: &str, (kind, blow): Column) -> (Cell, Vec<String>)
             scene.forget_rows();
         }
         let (mut left, time) = scene.leftovers(&lab);
+        if is_kept {
+            left.extend(scene.remove_templates(&lab));
+        }
         cell.slowest = cell.slowest.max(time);
         left.extend(Scene::next_run(&lab));
         if outcome.err().contains("panicked") {

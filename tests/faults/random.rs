@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 
 use crate::Wishes;
 use crate::lab::Server;
-use crate::scene::{Kind, Scene};
+use crate::scene::{Kind, Scene, Setup};
 
 /// How many scenes there are at once.
 const AT_ONCE: usize = 2;
@@ -83,7 +83,7 @@ pub fn run(wishes: &Wishes) -> Vec<String> {
 /// clean, and what was wrong.
 fn play(scene: &Scene, round: &Round) -> (bool, Duration, Option<String>) {
     let lab = scene.lab(round.kind);
-    let run = Scene::run(&lab, round.kind, round.workers, true, "; sleep 0.2").start();
+    let run = Scene::run(&lab, round.kind, round.workers, Setup::Own, "; sleep 0.2").start();
     std::thread::sleep(round.after);
     let pid = run.pid();
     match round.death {

@@ -54,6 +54,21 @@ impl Kind {
     }
 }
 
+/// Whether the run makes a pristine state first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setup {
+    No,
+    /// For itself.
+    Own,
+    /// For later runs as well.
+    Kept,
+}
+
+/// A template for later runs: sealed, of that name, and marked.
+fn is_whole_template(line: &str) -> bool {
+    line.starts_with("database isolane_template_") && line.contains(" -1 f f ") && line.contains(" isolane template 1 ")
+}
+
 /// A server with strangers' things on it, and a run that lives.
 pub struct Scene<'a> {
     pub server: &'a Server,
@@ -116,11 +131,12 @@ impl<'a> Scene<'a> {
     }
 
     /// The run that is going to die.
-    pub fn run(lab: &Lab, kind: Kind, workers: u32, has_setup: bool, then: &str) -> Program {
+    pub fn run(lab: &Lab, kind: Kind, workers: u32, setup: Setup, then: &str) -> Program {
         let isolation = if kind == Kind::Sqlite { "database" } else { kind.word() };
-        let has_setup = has_setup && kind != Kind::Shared;
         let script = format!("sh work.sh{then}");
         let run = lab.isolane(&format!("run --isolation {isolation} -n {workers}"));
+        let run = if setup == Setup::Kept { run.arg_all(["--setup-input", "setup.sh"]) } else { run };
+        let has_setup = setup != Setup::No && kind != Kind::Shared;
         let run = if has_setup { run.arg_all(["--setup", "sh setup.sh"]) } else { run };
         run.arg_all(["--", "sh", "-c", &script])
     }
@@ -146,12 +162,24 @@ impl<'a> Scene<'a> {
         let files = fs::read_dir(lab.tmp()).expect("a folder").flatten();
         left.extend(files.map(|entry| format!("file {}", entry.path().display())));
         let now = self.now();
-        left.extend(now.iter().filter(|line| !self.before.contains(line)).map(|line| format!("new: {line}")));
+        left.extend(
+            now.iter()
+                .filter(|line| !self.before.contains(line) && !is_whole_template(line))
+                .map(|line| format!("new: {line}")),
+        );
         left.extend(self.before.iter().filter(|line| !now.contains(line)).map(|line| format!("gone: {line}")));
         if !lab.path("../beside").join(LOOK_ALIKE).exists() {
             left.push(format!("gone: the file {LOOK_ALIKE}"));
         }
         left
+    }
+
+    /// Removes the templates that were kept; what is left of them then comes back.
+    pub fn remove_templates(&self, lab: &Lab) -> Vec<String> {
+        let removed = lab.isolane("template remove --all").env("DATABASE_URL", self.database.url()).run();
+        let left = self.now().into_iter().filter(|line| line.contains("isolane_template_"));
+        let failed = (removed.status.code() != Some(0)).then(|| removed.all());
+        left.map(|line| format!("kept: {line}")).chain(failed).collect()
     }
 
     /// A later run on the same ledger, which must find all in order.

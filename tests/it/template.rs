@@ -325,7 +325,7 @@ fn those_not_used_for_the_longest_time_go_first() {
     assert_eq!(goods(&lab(&others)), "1");
     let lab = lab(&database);
     lab.file("isolane.toml", "[template]\nkeep = 2\n");
-    let mut made = Vec::new();
+    let mut made = kept(&server);
     for n in 1..=3 {
         lab.file("input.sql", &format!("{INPUT} SELECT {n};"));
         goods(&lab);
