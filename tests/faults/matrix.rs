@@ -142,6 +142,9 @@ fn cell(scene: &Scene, point: &str, (kind, blow): Column) -> (Cell, Vec<String>)
             }
         };
         if !outcome.err().contains("isolane: fault ") {
+            if is_kept {
+                wrong.extend(scene.remove_templates(&lab));
+            }
             break;
         }
         cell.struck += 1;
