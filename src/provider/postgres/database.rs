@@ -172,8 +172,29 @@ impl Databases {
         self.create_from(name, place, &format!("TEMPLATE template0 {}", self.facts.template0_options)).map_err(readable)
     }
 
+    /// Copies by files, as servers before 15 do, and not block by block through the log. Eight
+    /// copies at once of 60 tables in 942 files (36 MB) took 0.25 s and not 0.81 in memory, 1.4 and
+    /// not 3.1 on a disk without fsync, 2.4 and not 3.3 on one with fsync; one alone 0.08 and not
+    /// 0.23, 0.7 and 0.6, 0.45 and 0.53. Fewer at a time were slower on two cores: 0.32 s by four,
+    /// 0.47 by two.
     fn create_copy(&self, name: &str, place: Place, source: &str) -> anyhow::Result<()> {
-        self.create_from(name, place, &format!("TEMPLATE {}", identifier(source)?))
+        let strategy = if self.facts.version < 150_000 { "" } else { " STRATEGY FILE_COPY" };
+        self.create_from(name, place, &format!("TEMPLATE {}{strategy}", identifier(source)?))
+    }
+
+    /// From PostgreSQL 18 on, copies of files share their blocks where the file system can.
+    fn create_database(&self, client: &mut Client, sql: &str) -> Result<(), postgres::Error> {
+        if self.facts.version < 180_000 || client.batch_execute("SET file_copy_method = clone").is_err() {
+            return client.batch_execute(sql);
+        }
+        let made = client.batch_execute(sql);
+        // Errors of the system under the server, and of what it does not support there.
+        let is_systems = |code: &SqlState| ["58", "XX", "0A"].iter().any(|class| code.code().starts_with(class));
+        if !made.as_ref().is_err_and(|error| error.code().is_some_and(is_systems)) {
+            return made;
+        }
+        client.batch_execute("SET file_copy_method = copy")?;
+        client.batch_execute(sql)
     }
 
     /// Makes a database and marks it. That it is made is no part of any transaction; all that
@@ -181,11 +202,11 @@ impl Databases {
     fn create_from(&self, name: &str, place: Place, options: &str) -> anyhow::Result<()> {
         let owner = if self.facts.is_owner { format!(" OWNER {}", self.facts.owner) } else { String::new() };
         let sql = format!("CREATE DATABASE {}{owner} {options}", identifier(name)?);
-        let made = self.server.maintenance.with(|client| client.batch_execute(&sql));
+        let made = self.server.maintenance.with(|client| self.create_database(client, &sql));
         if made.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::DUPLICATE_DATABASE)) {
             // Half made by a try before: the name is this run's own, so it goes and comes again.
             self.server.drop_database(name)?;
-            self.server.maintenance.with(|client| client.batch_execute(&sql))?;
+            self.server.maintenance.with(|client| self.create_database(client, &sql))?;
         } else {
             made?;
         }
