@@ -137,7 +137,9 @@ impl Databases {
     fn may_undo(&self) -> anyhow::Result<bool> {
         let Some(renewals) = &self.renewals else { return Ok(false) };
         let refusal = self.server.own.with(|client| Ok(renewal::refusal(client)))?;
-        refusal.iter().for_each(|why| renewals.is_impossible(self.no_undoing(why)));
+        if let Some(why) = &refusal {
+            renewals.is_impossible(self.no_undoing(why));
+        }
         Ok(refusal.is_none())
     }
 
@@ -310,8 +312,7 @@ impl Databases {
         let unwatched = self.unwatched.why().or(in_the_way);
         let Some(limit) = limit.filter(|_| unwatched.is_none()) else {
             self.kept.give_up();
-            return Ok(unwatched
-                .map(|why| format!("the pristine state was not kept, because its rows are not watched: {why}")));
+            return Ok(unwatched.map(|why| format!("the pristine state was not kept: {why}")));
         };
         let why_not = self.kept.keep(&self.server, &self.names.of(Place::Template))?;
         if why_not.is_some() {

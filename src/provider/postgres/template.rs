@@ -214,11 +214,6 @@ impl Kept {
         Ok(Some(name_of(&held.mark.fingerprint)))
     }
 
-    /// Whether an earlier run made it.
-    pub fn is_found(&self) -> bool {
-        self.held().as_ref().is_some_and(|held| held.stage == Stage::Found)
-    }
-
     /// How it stands with it, for the summary.
     pub fn describe(&self) -> Option<String> {
         let held = self.held();
