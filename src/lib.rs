@@ -13,7 +13,11 @@
 //! nothing but environment added. In the workers, the shims (`shims/pytest`, `shims/exec`)
 //! ask for a lane before any user code runs, and report tests. The [`keeper`] gives lanes by the [`lane`] book; the [`roster`] knows
 //! who is in which test. At the end, what still lives is stopped, and [`mod@sweep`] undoes
-//! what the inventory owes: it is the one place that removes anything.
+//! what the inventory owes: it is the one place that removes anything of a run.
+//!
+//! What a setup made can outlive its run: a [`recipe`] says what it is made from, and the server
+//! keeps it (`provider/postgres/template`). It is built as the run's own and given away whole, so
+//! no run owes it, and no sweep takes it: its own limit does, or `isolane template remove`.
 //!
 //! # Afterwards
 //!

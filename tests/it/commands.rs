@@ -20,7 +20,7 @@ fn query(lab: &Lab, format: &str, sql: &str) -> Outcome {
 fn help_names_every_command_and_every_option() {
     let lab = Lab::new();
     let help = lab.isolane("--help").run().assert_code(0);
-    let commands = ["run", "runs", "query", "report", "record", "doctor", "init", "completions"];
+    let commands = ["run", "runs", "query", "report", "record", "template", "doctor", "init", "completions"];
     for command in commands {
         let starts = |line: &str| line.trim_start().strip_prefix(command).is_some_and(|rest| rest.starts_with(' '));
         assert!(help.out().lines().any(starts), "no {command}\n{}", help.all());
@@ -33,6 +33,7 @@ fn help_names_every_command_and_every_option() {
         "--database-url",
         "--isolation",
         "--setup",
+        "--setup-input",
         "--workers",
         "--keep",
         "--env",

@@ -32,7 +32,8 @@ fn links_lead_to_files() {
 #[test]
 fn options_exist() {
     let lab = Lab::new();
-    let commands = ["", "run", "query", "record", "runs", "report", "init", "doctor", "sweep"];
+    let commands =
+        ["", "run", "query", "record", "runs", "report", "init", "doctor", "sweep", "template", "template build"];
     let help: String = commands
         .iter()
         .map(|command| {
