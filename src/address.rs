@@ -7,7 +7,7 @@
 mod postgres;
 mod sqlite;
 
-pub use postgres::{LaneTarget, PostgresAddress};
+pub use postgres::{LOOPBACK, LaneTarget, PostgresAddress};
 pub use sqlite::SqliteAddress;
 
 use std::collections::BTreeMap;

@@ -4,6 +4,7 @@ pub mod lock;
 pub mod marked;
 pub mod port;
 pub mod process;
+pub mod shared_memory;
 pub mod signal;
 
 /// This machine's name.

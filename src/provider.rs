@@ -3,10 +3,12 @@
 
 mod directory;
 mod postgres;
+mod servers;
 mod sqlite;
 
 pub use directory::{Directories, read_label};
 pub use postgres::{Postgres, Server};
+pub use servers::{Programs, ServerFolders, Servers, stop_below};
 pub use sqlite::{Sqlite, SqliteFiles};
 
 use std::collections::BTreeSet;
@@ -50,17 +52,18 @@ pub enum ResourceKind {
     Role,
     File,
     Directory,
+    Process,
 }
 
 impl ResourceKind {
     /// The kind that has this word.
     pub fn parse(word: &str) -> Option<Self> {
-        [Self::Database, Self::Schema, Self::Role, Self::File, Self::Directory]
+        [Self::Database, Self::Schema, Self::Role, Self::File, Self::Directory, Self::Process]
             .into_iter()
             .find(|kind| kind.as_str() == word)
     }
 
-    /// The word for it, in the ledger and, with an `s` behind it, in messages.
+    /// The word for it, in the ledger and in messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Database => "database",
@@ -68,6 +71,7 @@ impl ResourceKind {
             Self::Role => "role",
             Self::File => "file",
             Self::Directory => "directory",
+            Self::Process => "process",
         }
     }
 }

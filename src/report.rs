@@ -147,6 +147,7 @@ fn plural(n: usize, word: &str) -> String {
     match (n, word) {
         (1, _) => format!("1 {word}"),
         (n, "directory") => format!("{n} directories"),
+        (n, "process") => format!("{n} processes"),
         (n, "test binary") => format!("{n} test binaries"),
         (n, _) => format!("{n} {word}s"),
     }

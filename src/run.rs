@@ -132,7 +132,7 @@ impl Run {
             }
             let watched: Vec<_> = self.settings.url_variables.iter().map(|variable| variable.name.as_str()).collect();
             set("ISOLANE_URL_VARIABLES", watched.join(","));
-            if self.settings.embedded {
+            if self.settings.embedded && self.settings.isolation != Isolation::Server {
                 // Nobody chose this address: a suite that brings its own is told, not overruled.
                 set("ISOLANE_EMBEDDED", "1".to_owned());
             }

@@ -8,6 +8,7 @@ mod track;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::address::{Address, SqliteAddress, Variables};
@@ -27,6 +28,8 @@ pub enum Isolation {
     Database,
     /// A schema and a login role for each lane.
     Schema,
+    /// A PostgreSQL server for each lane, started from its programs on this machine.
+    Server,
     /// The user's own schema, with a login role for each lane: what tests write there is
     /// attributed, and what they made is removed.
     Shared,
@@ -222,8 +225,10 @@ impl Settings {
     /// runners cannot live there.
     pub fn folder_of_runs(&self) -> PathBuf {
         // `sun_path` of unix(7) ends at 107 bytes, and cargo splits a runner at spaces.
+        // Root's servers run under another user, who must get to them.
+        let for_others = self.isolation == Isolation::Server && nix::unistd::geteuid().is_root();
         let usable = |folder: &Path| {
-            let fits = folder.as_os_str().len() < 70;
+            let fits = folder.as_os_str().len() < 70 && (!for_others || is_open_to_others(folder));
             folder.is_dir() && fits && folder.to_str().is_some_and(|text| !text.contains(char::is_whitespace))
         };
         let own = self.variables.get("TMPDIR").map(|folder| self.cwd.join(folder));
@@ -258,9 +263,11 @@ impl Settings {
         let all = flags.over(from_environment).over(from_file);
         let folder = file.as_deref().and_then(Path::parent).unwrap_or(cwd);
         let ledger = all.ledger.unwrap_or_else(|| folder.join(file::LEDGER));
-        let (url_variables, embedded) = url_variables(&flag_urls, &file_urls, &all.url_vars, &variables, cwd)?;
+        let isolation = all.isolation.unwrap_or_default();
+        let (url_variables, embedded) =
+            url_variables(&flag_urls, &file_urls, &all.url_vars, &variables, cwd, isolation)?;
         Ok(Self {
-            isolation: all.isolation.unwrap_or_default(),
+            isolation,
             setup: all.setup.map(|setup| Setup { folder: cwd.join(setup.folder), ..setup }),
             inputs: all.inputs.map(|inputs| Inputs { folder: cwd.join(inputs.folder), ..inputs }),
             keep_templates: all.keep_templates.unwrap_or(inputs::KEPT),
@@ -300,6 +307,12 @@ impl Settings {
     }
 }
 
+/// Whether every user of the machine may pass through this folder.
+fn is_open_to_others(folder: &Path) -> bool {
+    let is_open = |folder: &Path| std::fs::metadata(folder).is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0);
+    std::fs::canonicalize(folder).is_ok_and(|folder| folder.ancestors().all(is_open))
+}
+
 /// `isolane sweep` for what a run with these flags leaves; no password is in it.
 fn sweep_command(flags: &Choices, config: Option<&Path>, variables: &Variables, cwd: &Path) -> String {
     let mut words = vec!["isolane".to_owned(), "sweep".to_owned(), "--apply".to_owned()];
@@ -329,6 +342,7 @@ fn url_variables(
     names: &[String],
     variables: &Variables,
     cwd: &Path,
+    isolation: Isolation,
 ) -> anyhow::Result<(Vec<UrlVariable>, bool)> {
     let own = |name: &str| variables.get(name).filter(|text| !text.trim().is_empty());
     let parse = |text: &str, place: &str| {
@@ -356,6 +370,8 @@ fn url_variables(
     let embedded = base.is_none();
     let base = match base {
         Some((text, place)) => parse(&text, &place)?,
+        // With the names that libpq takes when it is told none.
+        None if isolation == Isolation::Server => parse("postgresql://", "the environment (PGHOST, PGPORT, …)")?,
         None => vec![Address::Sqlite(SqliteAddress::embedded())],
     };
     let variables = all_names.into_iter().map(|name| {

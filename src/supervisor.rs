@@ -312,7 +312,7 @@ fn summaries(run: &Run) -> Vec<String> {
     }
     let databases = run.providers.iter().filter(|provider| provider.id() != Directories::ID);
     let mut lines: Vec<_> = databases.map(|provider| provider.summary()).collect();
-    if run.settings.embedded {
+    if run.settings.embedded && run.settings.isolation != Isolation::Server {
         // Whoever has a database after all must see that isolane has not found it.
         let names: Vec<_> = run.settings.url_variables.iter().map(|variable| variable.name.as_str()).collect();
         let names = names.join(", ");

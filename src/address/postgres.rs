@@ -40,6 +40,8 @@ pub struct LaneTarget<'a> {
     pub login: Option<(&'a str, &'a Secret)>,
     /// A search path, given as an option of the connection.
     pub search_path: Option<&'a str>,
+    /// Another server on this machine: its port on loopback. It speaks no TLS.
+    pub port: Option<u16>,
     /// What its sessions call themselves.
     pub application: Option<&'a str>,
 }
@@ -205,6 +207,7 @@ impl PostgresAddress {
                         !(key == "dbname" && target.database.is_some()
                             || key == "options" && options.is_some()
                             || key == "application_name" && target.application.is_some()
+                            || target.port.is_some() && is_about_the_way(key)
                             || (key == "user" || key == "password") && target.login.is_some())
                     })
                     .cloned()
@@ -218,12 +221,14 @@ impl PostgresAddress {
                     None => userinfo.clone(),
                 };
                 let userinfo = userinfo.map(|info| format!("{info}@")).unwrap_or_default();
+                let hosts = target.port.map_or(hosts.clone(), |port| format!("{LOOPBACK}:{port}"));
                 let database = encode(target.database.unwrap_or(&self.database));
                 let query = if query.is_empty() { String::new() } else { format!("?{}", query.join("&")) };
                 format!("{scheme}://{userinfo}{hosts}/{database}{query}")
             }
             Text::Keywords(pairs) => {
                 let mut pairs = pairs.clone();
+                pairs.retain(|(key, _)| target.port.is_none() || !is_about_the_way(key));
                 let mut set = |key: &str, value: String| {
                     pairs.retain(|(k, _)| k != key);
                     pairs.push((key.to_owned(), value));
@@ -232,6 +237,10 @@ impl PostgresAddress {
                 if let Some((user, password)) = target.login {
                     set("user", user.to_owned());
                     set("password", password.reveal().to_owned());
+                }
+                if let Some(port) = target.port {
+                    set("host", LOOPBACK.to_owned());
+                    set("port", port.to_string());
                 }
                 if let Some(options) = options {
                     set("options", options);
@@ -244,6 +253,15 @@ impl PostgresAddress {
             }
         }
     }
+}
+
+/// Where a server of this machine listens.
+pub const LOOPBACK: &str = "127.0.0.1";
+
+/// Whether a parameter says how to get to the user's own server, and nothing about a session.
+fn is_about_the_way(key: &str) -> bool {
+    let others = ["host", "hostaddr", "port", "channel_binding", "gssencmode", "requiressl", "load_balance_hosts"];
+    key.starts_with("ssl") || others.contains(&key)
 }
 
 /// What an address says itself, before libpq's defaults.
@@ -376,6 +394,25 @@ mod tests {
         let target = LaneTarget { login: Some(("r", &password)), search_path: Some("s"), ..LaneTarget::default() };
         let address = url("postgresql://ann:pw@db/shop?options=-cwork_mem%3D1MB");
         assert_eq!(address.with(&target), "postgresql://r:q%2Fw@db/shop?options=-cwork_mem%3D1MB%20-csearch_path%3Ds");
+    }
+
+    #[test]
+    fn another_server_is_reached_without_what_the_users_own_needed() {
+        let password = Secret::new("pw");
+        let target = LaneTarget { login: Some(("ann", &password)), port: Some(20_001), ..LaneTarget::default() };
+        for (text, expected) in [
+            (
+                "postgresql+psycopg://ann:pw@db:5433,db2/shop?sslmode=require&x=y",
+                "postgresql+psycopg://ann:pw@127.0.0.1:20001/shop?x=y",
+            ),
+            ("postgresql:///shop?host=/run/pg&port=5", "postgresql://ann:pw@127.0.0.1:20001/shop"),
+        ] {
+            assert_eq!(url(text).with(&target), expected);
+        }
+        let keywords =
+            PostgresAddress::from_keywords("hostaddr=10.0.0.1 dbname=shop sslmode=require", &Variables::new());
+        let text = keywords.expect("keywords").with(&target);
+        assert_eq!(text, "dbname='shop' user='ann' password='pw' host='127.0.0.1' port='20001'");
     }
 
     #[test]

@@ -15,9 +15,9 @@ use crate::mark::Owner;
 use crate::name::RunId;
 use crate::os::port::PortBlock;
 use crate::os::process::PidFd;
-use crate::provider::{Postgres, Provider, Sqlite};
+use crate::provider::{Postgres, Programs, Provider, Servers, Sqlite};
 use crate::report::{Format, Rows};
-use crate::settings::Settings;
+use crate::settings::{Isolation, Settings};
 
 /// One thing looked at: what, whether it works, and what was seen.
 type Finding = (String, bool, String);
@@ -95,6 +95,9 @@ fn database(settings: &Settings, address: &Address) -> Result<String, String> {
     let owner = Owner { run: RunId::new(0), host: String::new(), since: Timestamp(0), worker: "w", master: None };
     let root = Path::new("/");
     let provider: anyhow::Result<Box<dyn Provider>> = match address {
+        Address::Postgres(postgres) if settings.isolation == Isolation::Server => {
+            Servers::open(postgres, settings, root, &owner.run.tag(), "").map(|p| Box::new(p) as _)
+        }
         Address::Postgres(postgres) => {
             let settings = Settings { setup: None, ..settings.clone() };
             Postgres::open(postgres, &settings, root, &owner, String::new()).map(|p| Box::new(p) as _)
@@ -131,6 +134,10 @@ fn tools() -> Vec<Finding> {
             "not here; schema isolation, and copies of a database that is in use, need it (Debian: postgresql-client)",
         ),
     ];
+    let servers = Programs::find(None).map(|programs| programs.describe());
+    let servers = servers.unwrap_or_else(|_| {
+        "not here; --isolation server needs PostgreSQL's own programs (Debian: apt-get install postgresql)".to_owned()
+    });
     tools
         .into_iter()
         .map(|(name, command, otherwise)| {
@@ -140,5 +147,6 @@ fn tools() -> Vec<Finding> {
             let line = text.and_then(|text| String::from_utf8_lossy(&text).lines().next().map(str::to_owned));
             finding(name, Ok(line.unwrap_or_else(|| otherwise.to_owned())))
         })
+        .chain([finding("initdb", Ok(servers))])
         .collect()
 }

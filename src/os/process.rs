@@ -1,14 +1,14 @@
 //! Processes: whom we started, who lives, how one ended. A pid names a process only
 //! while somebody holds it; what is waited for or signalled is held by a pidfd.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -156,12 +156,23 @@ pub fn become_subreaper() -> io::Result<()> {
     nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)
 }
 
-/// A child that is none of the command's: the watchdog.
-static SPARED: AtomicI32 = AtomicI32::new(0);
+/// Children that are none of the command's: the watchdog, and servers of lanes.
+static SPARED: RwLock<BTreeSet<i32>> = RwLock::new(BTreeSet::new());
 
-/// Leaves this child out of all that is said and done about descendants.
+/// Leaves this child, with all that descends from it, out of all that is said and done about
+/// descendants.
 pub fn spare(pid: i32) {
-    SPARED.store(pid, Ordering::Relaxed);
+    SPARED.write().unwrap_or_else(PoisonError::into_inner).insert(pid);
+}
+
+/// Collects such a child, which has ended.
+pub fn bury(pid: i32) {
+    collect(pid);
+    SPARED.write().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+}
+
+fn spared() -> BTreeSet<i32> {
+    SPARED.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// The pids of all processes.
@@ -170,11 +181,20 @@ pub fn all() -> Vec<i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// The pids of all living descendants of process `root`.
+/// The pids of all living descendants of process `root`, but for those who are spared.
 pub fn descendants(root: i32) -> Vec<i32> {
+    let spared = spared();
+    below(root, |pid| !spared.contains(&pid))
+}
+
+/// The same with those who are spared.
+pub fn all_below(root: i32) -> Vec<i32> {
+    below(root, |_| true)
+}
+
+fn below(root: i32, counts: impl Fn(i32) -> bool) -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
-    let spared = SPARED.load(Ordering::Relaxed);
-    for pid in all().into_iter().filter(|pid| *pid != spared) {
+    for pid in all().into_iter().filter(|pid| counts(*pid)) {
         if let Some(parent) = living_parent(pid) {
             children.entry(parent).or_default().push(pid);
         }
@@ -270,8 +290,8 @@ fn signal_all(pids: &[i32], signal: Signal) {
 /// Children that ended and were not collected yet.
 pub fn zombies() -> Vec<i32> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let spared = SPARED.load(Ordering::Relaxed);
-    all().into_iter().filter(|pid| *pid != spared && parent_and_state(*pid) == Some((own, true))).collect()
+    let spared = spared();
+    all().into_iter().filter(|pid| !spared.contains(pid) && parent_and_state(*pid) == Some((own, true))).collect()
 }
 
 /// Collects a child that nobody waits for.

@@ -3,10 +3,10 @@
 
 mod capture;
 mod claim;
-mod connection;
+pub(super) mod connection;
 mod database;
-mod dump;
-mod facts;
+pub(super) mod dump;
+pub(super) mod facts;
 mod password;
 mod renewal;
 mod schema;
@@ -138,7 +138,7 @@ impl Postgres {
                 let shared = Shared::new(&server, address, &facts, &names, track)?;
                 (Separation::Shared(shared), "as asked".to_owned())
             }
-            Isolation::Auto | Isolation::None => match facts.no_databases(address) {
+            Isolation::Auto | Isolation::None | Isolation::Server => match facts.no_databases(address) {
                 None => (databases(&server, &facts, &names), "the login may create databases".to_owned()),
                 Some(why) => (Self::schemas(&server, address, &facts, &names, root, track)?, why),
             },

@@ -24,7 +24,7 @@ use crate::mark::Owner;
 use crate::name::{Lane, Place, RunId};
 use crate::os::lock::RunLock;
 use crate::os::signal::Signals;
-use crate::provider::{Directories, Postgres, Provider, Shelf, Sqlite};
+use crate::provider::{Directories, Postgres, Provider, Servers, Shelf, Sqlite};
 use crate::recipe::Recipe;
 use crate::run::{API_FOLDER, Run};
 use crate::runner::{PLUGIN_MODULE, Recognised, Shims};
@@ -368,11 +368,24 @@ fn providers(settings: &Settings, root: &Path, owner: &Owner) -> anyhow::Result<
     if settings.isolation == Isolation::Shared {
         refuse_to_share(settings)?;
     }
+    if settings.isolation == Isolation::Server
+        && settings.addresses().any(|address| !matches!(address, Address::Postgres(_)))
+    {
+        return Err(Stop::not_started(
+            "--isolation server starts PostgreSQL for each lane, and a database that is named is SQLite: leave that option out, and each lane gets a copy of the file",
+        ));
+    }
     let mut known = HashSet::new();
     let has_setup = settings.setup.is_some();
     for address in settings.addresses() {
         let suffix = if known.is_empty() { String::new() } else { format!("_{}", known.len() + 1) };
         match address {
+            Address::Postgres(postgres) if settings.isolation == Isolation::Server => {
+                if known.insert(postgres.id()) {
+                    let servers = Servers::open(postgres, settings, root, &tag, &suffix)?;
+                    providers.push(Box::new(servers));
+                }
+            }
             Address::Postgres(postgres) => {
                 if known.insert(postgres.id()) {
                     providers.push(Box::new(Postgres::open(postgres, settings, root, owner, suffix)?));

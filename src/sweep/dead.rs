@@ -17,7 +17,7 @@ use crate::ledger::{self, Durability, RunKey, Writer, collision};
 use crate::name::{RunId, Tag};
 use crate::os::lock::RunLock;
 use crate::os::marked;
-use crate::provider::{Census, Directories, Resource, Server, Site, SqliteFiles};
+use crate::provider::{Census, Directories, Resource, Server, ServerFolders, Site, SqliteFiles};
 
 /// What became of a dead run.
 #[derive(Debug)]
@@ -219,6 +219,8 @@ fn sites(inventory: &Inventory, tag: &Tag, addresses: &[Address]) -> Vec<Box<dyn
             sites.push(Box::new(Directories::new(PathBuf::new(), tag.clone())));
         } else if id.starts_with(SqliteFiles::SCHEME) {
             sites.push(Box::new(SqliteFiles::new(id)));
+        } else if id.starts_with(ServerFolders::SCHEME) {
+            sites.push(Box::new(ServerFolders::new(id)));
         }
     }
     sites

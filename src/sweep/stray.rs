@@ -23,7 +23,7 @@ use crate::mark::Mark;
 use crate::name::{RunId, Tag};
 use crate::os::lock::RunLock;
 use crate::os::marked;
-use crate::provider::{Census, Directories, Resource, ResourceKind, Server, Site, read_label};
+use crate::provider::{Census, Directories, Resource, ResourceKind, Server, Site, read_label, stop_below};
 
 /// A session that was cut off has taken its run's lock again after this long: the first try
 /// is made at once.
@@ -267,7 +267,9 @@ pub fn apply(survey: &Survey, ledger: &Path, addresses: &[Address]) -> anyhow::R
             continue;
         }
         marked::kill("ISOLANE_RUN_ID", &stray.run.to_string());
-        if let Err(error) = Directories::new(PathBuf::new(), stray.run.tag()).remove(&stray.resource) {
+        let stopped = stop_below(Path::new(&stray.resource.name));
+        let directories = Directories::new(PathBuf::new(), stray.run.tag());
+        if let Err(error) = stopped.and_then(|()| directories.remove(&stray.resource)) {
             report.stuck.push((stray.resource.clone(), one_line(&error)));
         }
     }

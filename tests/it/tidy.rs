@@ -69,7 +69,7 @@ fn a_file_uses_only_what_stands_above_it_in_the_list_of_modules() {
 fn drivers_stay_in_their_rooms() {
     let rooms = [
         ("use postgres::", &["provider"][..]),
-        ("postgres_protocol", &["provider/postgres"]),
+        ("postgres_protocol", &["provider/postgres", "provider/servers"]),
         (
             "rusqlite",
             &["ledger", "provider/sqlite", "inventory", "roster", "story", "sweep/dead", "commands", "supervisor"],

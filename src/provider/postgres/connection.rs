@@ -72,7 +72,8 @@ pub fn connect(config: &Config) -> anyhow::Result<Client> {
     }
 }
 
-fn why_not(error: &postgres::Error, config: &Config) -> String {
+/// Why there is no connection, and what to do.
+pub fn why_not(error: &postgres::Error, config: &Config) -> String {
     let place = |host: &postgres::config::Host| match host {
         postgres::config::Host::Tcp(name) => name.clone(),
         postgres::config::Host::Unix(path) => path.display().to_string(),

@@ -177,7 +177,8 @@ fn missing(name: &str) -> anyhow::Error {
     ))
 }
 
-fn succeed(name: &str, status: std::process::ExitStatus, stderr: &[u8]) -> anyhow::Result<()> {
+/// The first line that says why it failed.
+pub fn succeed(name: &str, status: std::process::ExitStatus, stderr: &[u8]) -> anyhow::Result<()> {
     if status.success() {
         return Ok(());
     }

@@ -122,7 +122,9 @@ impl Server {
                 "shobj_description(oid, 'pg_authid')",
                 "EXECUTE format('DROP OWNED BY %I CASCADE; DROP ROLE %I', thing.name, thing.name);",
             ),
-            ResourceKind::File | ResourceKind::Directory => bail!("a server has no {}", first.kind.as_str()),
+            ResourceKind::File | ResourceKind::Directory | ResourceKind::Process => {
+                bail!("a server has no {}", first.kind.as_str())
+            }
         };
         let names = list(&|(resource, _)| escape_literal(&resource.name));
         let within = if is_database {
@@ -379,7 +381,9 @@ impl Site for Server {
             ResourceKind::Database => self.drop_database(name),
             ResourceKind::Schema => self.drop_schema(name),
             ResourceKind::Role => self.drop_role(name),
-            ResourceKind::File | ResourceKind::Directory => bail!("a server has no {}", resource.kind.as_str()),
+            ResourceKind::File | ResourceKind::Directory | ResourceKind::Process => {
+                bail!("a server has no {}", resource.kind.as_str())
+            }
         };
         removed.with_context(|| format!("cannot remove the {} {name}", resource.kind.as_str()))
     }
