@@ -10,7 +10,7 @@ use crate::cli::SweepArgs;
 use crate::clock::Timestamp;
 use crate::error::{ExitCode, one_line};
 use crate::report::{Format, Rows, say};
-use crate::settings::Settings;
+use crate::settings::{Isolation, Settings};
 use crate::sweep::{Stray, Survey, SweepReport, apply, survey};
 
 /// Sweeps once, or again and again.
@@ -46,10 +46,12 @@ fn once(
     if !is_repeated || !found.strays.is_empty() {
         summary(settings, &found, report.as_ref());
     }
-    for why in &found.unreachable {
+    // Where lanes have servers of their own, the one that is named need not be there.
+    let is_needed = settings.isolation != Isolation::Server;
+    for why in found.unreachable.iter().filter(|_| is_needed) {
         say(why);
     }
-    if !found.unreachable.is_empty() {
+    if is_needed && !found.unreachable.is_empty() {
         return Ok(ExitCode::NotStarted as i32);
     }
     let is_left = report.is_some_and(|report| !report.stuck.is_empty());

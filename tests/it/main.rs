@@ -22,6 +22,7 @@ mod pytest_crash;
 mod pytest_injection;
 mod readme;
 mod report;
+mod servers;
 mod shared;
 mod shared_rows;
 mod sqlite;
