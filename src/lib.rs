@@ -25,6 +25,15 @@
 //! and the summary, and [`page`] writes a run to a file, for people (HTML, one page that
 //! needs nothing else), for programs (JSON) and for CI (JUnit).
 //!
+//! # Servers
+//!
+//! With `--isolation server` a lane is a PostgreSQL server (`provider/servers`): a copied folder,
+//! and a process that works in it. The folder's path is all that its name in the ledger says, and
+//! all that whoever undoes it needs: the process is found by its arguments, told to quit so that
+//! it takes its shared memory along, and killed only then. It is in no test's process group,
+//! carries no run's id, and is left out when descendants are stopped, because it must outlive
+//! them.
+//!
 //! # Rows
 //!
 //! On PostgreSQL, triggers write down which session wrote which rows (`provider/postgres/capture`),

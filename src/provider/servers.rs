@@ -300,8 +300,8 @@ fn locale(settings: &Settings) -> String {
     let variable = |name: &str| settings.variables.get(name).filter(|value| !value.is_empty());
     let own = ["LC_ALL", "LC_COLLATE", "LANG"].into_iter().find_map(variable);
     let is_utf8 = |text: &&String| {
-        let text = text.to_ascii_lowercase();
-        text.ends_with(".utf-8") || text.ends_with(".utf8")
+        let encoding = text.rsplit('.').next().unwrap_or_default();
+        ["utf-8", "utf8"].iter().any(|utf8| encoding.eq_ignore_ascii_case(utf8))
     };
     own.filter(is_utf8).cloned().unwrap_or_else(|| "C.UTF-8".to_owned())
 }

@@ -43,7 +43,8 @@ impl Wishes {
                 "--seed" => wishes.seed = value().parse().expect("--seed takes a number"),
                 "--workers" => wishes.workers = Some(value().parse().expect("--workers takes a number")),
                 "--on" => {
-                    wishes.on = Some(Kind::parse(&value()).expect("--on takes sqlite, database, schema or shared"));
+                    wishes.on =
+                        Some(Kind::parse(&value()).expect("--on takes sqlite, database, schema, shared or server"));
                 }
                 // Options of Rust's own test programs mean nothing here.
                 option if option.starts_with('-') => {}

@@ -59,7 +59,7 @@ impl Blow {
     }
 
     fn is_for(self, kind: Kind) -> bool {
-        kind != Kind::Sqlite || !matches!(self, Self::Restart | Self::Cut)
+        !matches!(kind, Kind::Sqlite | Kind::Server) || !matches!(self, Self::Restart | Self::Cut)
     }
 }
 

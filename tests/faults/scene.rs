@@ -5,6 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use tempfile::TempDir;
 
 use crate::lab::program::Running;
 use crate::lab::{Database, Lab, Program, Server, alive_in};
@@ -35,10 +36,11 @@ pub enum Kind {
     Database,
     Schema,
     Shared,
+    Server,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::Sqlite, Self::Database, Self::Schema, Self::Shared];
+    pub const ALL: [Self; 5] = [Self::Sqlite, Self::Database, Self::Schema, Self::Shared, Self::Server];
 
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.word() == word)
@@ -50,6 +52,7 @@ impl Kind {
             Self::Database => "database",
             Self::Schema => "schema",
             Self::Shared => "shared",
+            Self::Server => "server",
         }
     }
 }
@@ -76,6 +79,8 @@ pub struct Scene<'a> {
     /// All that was on the server before.
     before: Vec<String>,
     living: Option<(Lab, Running)>,
+    /// Clusters that are kept from one run to the next.
+    cache: TempDir,
 }
 
 impl<'a> Scene<'a> {
@@ -89,7 +94,8 @@ impl<'a> Scene<'a> {
         let lab = Lab::on(&other);
         let living = lab.sh("", ": >$SEEN/there; exec sleep 3600").start();
         crate::lab::wait_until("the other run lives", || lab.path("../seen/there").exists());
-        let mut scene = Self { server, database, before: Vec::new(), living: Some((lab, living)) };
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let mut scene = Self { server, database, before: Vec::new(), living: Some((lab, living)), cache };
         scene.before = scene.now();
         scene
     }
@@ -110,16 +116,23 @@ impl<'a> Scene<'a> {
 
     /// A project with a command for `workers` that each make something.
     pub fn lab(&self, kind: Kind) -> Lab {
-        let lab = if kind == Kind::Sqlite {
-            Lab::new().with("DATABASE_URL", "sqlite:///shop.db")
-        } else {
-            Lab::on(&self.database)
+        let lab = match kind {
+            Kind::Sqlite => Lab::new().with("DATABASE_URL", "sqlite:///shop.db"),
+            // Nobody listens there.
+            Kind::Server => Lab::new()
+                .open_to_others()
+                .with("DATABASE_URL", "postgresql://ann:pw@127.0.0.1:1/shop")
+                .with("XDG_CACHE_HOME", self.cache.path()),
+            Kind::Database | Kind::Schema | Kind::Shared => Lab::on(&self.database),
         };
+        if kind == Kind::Server {
+            lab.file("isolane.toml", "isolation = 'server'");
+        }
         let writes = format!("psql -qXc \"{}\"; : >$TMPDIR/mine", WRITES.replace("''", "'"));
         let (setup, work) = match kind {
             Kind::Sqlite => (": >$ISOLANE_SCHEMA", ": >>$ISOLANE_SCHEMA; : >$TMPDIR/mine"),
             Kind::Shared => ("", &writes as &str),
-            Kind::Database | Kind::Schema => {
+            Kind::Database | Kind::Schema | Kind::Server => {
                 ("psql -qXc 'CREATE TABLE goods (id int)'", "psql -qXc 'CREATE TABLE mine (id int)'; : >$TMPDIR/mine")
             }
         };

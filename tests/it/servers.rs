@@ -1,7 +1,6 @@
 //! A PostgreSQL server for each lane, started from its programs.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,13 +19,8 @@ def test_hangs(n):
     time.sleep(600)
 ";
 
-/// A project in folders that the servers' user can pass through: root's servers are not root's.
 fn lab() -> Lab {
-    let lab = Lab::new();
-    for folder in [lab.home().to_owned(), lab.tmp()] {
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("our own folder");
-    }
-    lab
+    Lab::new().open_to_others()
 }
 
 fn pytest(lab: &Lab, options: &str, args: &str) -> Program {

@@ -68,7 +68,7 @@ impl Cache {
         if !is_of(&path, fingerprint) {
             return None;
         }
-        let place = Place { lock: lock(&path, |lock| lock.try_lock_shared())?, path };
+        let place = Place { lock: lock(&path, File::try_lock_shared)?, path };
         // It may have been replaced before it was locked.
         is_of(&place.path, fingerprint).then(|| {
             place.touch();

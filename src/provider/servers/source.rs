@@ -157,15 +157,12 @@ impl Source {
         let restored = restore.stdin(text).stdout(Stdio::null()).stderr(Stdio::piped()).output();
         let restored = restored.context("cannot start psql")?;
         let dumped = dump.wait_with_output()?;
-        // Where psql has stopped, pg_dump complains that nobody reads.
-        if restored.status.success() {
-            succeed("pg_dump", dumped.status, &dumped.stderr)
-        } else if dumped.status.code() == Some(1) && !restored.stderr.windows(6).any(|word| word == b"ERROR:") {
-            succeed("pg_dump", dumped.status, &dumped.stderr)
-        } else {
-            succeed("psql", restored.status, &restored.stderr)
-        }
-        .with_context(|| format!("cannot copy the database {}", address.database()))
+        // Where psql has stopped, pg_dump complains that nobody reads; and the other way round.
+        let has_refused = String::from_utf8_lossy(&restored.stderr).contains("ERROR:");
+        let dumped = if has_refused { Ok(()) } else { succeed("pg_dump", dumped.status, &dumped.stderr) };
+        dumped
+            .and_then(|()| succeed("psql", restored.status, &restored.stderr))
+            .with_context(|| format!("cannot copy the database {}", address.database()))
     }
 }
 

@@ -83,6 +83,16 @@ impl Lab {
         self
     }
 
+    /// The same in folders that every user can pass through: servers that root starts are
+    /// another's.
+    pub fn open_to_others(self) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        for folder in [self.root.path().to_owned(), self.tmp()] {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("our own folder");
+        }
+        self
+    }
+
     /// The folder that everything of this test is in.
     pub fn home(&self) -> &Path {
         self.root.path()
