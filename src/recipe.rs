@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use glob::{MatchOptions, Pattern};
+use glob::{MatchOptions, Pattern, PatternError};
 use sha2::{Digest, Sha256};
 
 use crate::error::Stop;
@@ -83,18 +83,17 @@ fn unreadable(path: &Path, error: &std::io::Error) -> anyhow::Error {
 /// from; a folder stands for all that is in it.
 fn files(inputs: &Inputs) -> anyhow::Result<BTreeMap<PathBuf, PathBuf>> {
     let mut files = BTreeMap::new();
-    let base = Pattern::escape(&inputs.folder.to_string_lossy());
     for pattern in &inputs.patterns {
-        let whole = if Path::new(pattern).is_absolute() { pattern.clone() } else { format!("{base}/{pattern}") };
-        let found = glob::glob_with(&whole, AS_A_SHELL)
-            .map_err(|error| Stop::usage(format!("--setup-input {pattern:?} is no pattern of files: {}", error.msg)))?;
-        let before = files.len();
-        let mut any = false;
-        for path in found {
-            let path = path.map_err(|error| unreadable(error.path(), error.error()))?;
-            any |= collect(&path, &inputs.folder, &mut files).map_err(|error| unreadable(&path, &error))?;
-        }
-        if !any && files.len() == before {
+        let found = Search::new(pattern, &inputs.folder)
+            .map_err(|error| Stop::usage(format!("--setup-input {pattern:?} is no pattern of files: {}", error.msg)))?
+            .find(&mut files)
+            .map_err(|error| {
+                Stop::usage(format!(
+                    "cannot read what --setup-input {pattern:?} names in {}: {error}",
+                    inputs.folder.display()
+                ))
+            })?;
+        if !found {
             return Err(Stop::usage(format!(
                 "--setup-input {pattern:?} matches no file in {}; correct the pattern, or leave it out",
                 inputs.folder.display()
@@ -104,26 +103,82 @@ fn files(inputs: &Inputs) -> anyhow::Result<BTreeMap<PathBuf, PathBuf>> {
     Ok(files)
 }
 
-/// Adds a file, or all below a folder; whether there was any.
-fn collect(path: &Path, base: &Path, files: &mut BTreeMap<PathBuf, PathBuf>) -> std::io::Result<bool> {
-    if path.components().any(|part| part.as_os_str() == COMPILED) {
-        return Ok(false);
+/// The search for one pattern. It does not follow links to folders, which may lead back to where
+/// they stand.
+struct Search<'a> {
+    base: &'a Path,
+    /// What comes before the first part that is a pattern.
+    fixed: PathBuf,
+    pattern: Pattern,
+    /// How many folders below `fixed` a name may be.
+    depth: usize,
+    finds_hidden: bool,
+}
+
+impl<'a> Search<'a> {
+    fn new(pattern: &str, base: &'a Path) -> Result<Self, PatternError> {
+        let parts: Vec<_> = Path::new(pattern).components().filter(|part| *part != Component::CurDir).collect();
+        let is_fixed = |part: &&Component<'_>| !part.as_os_str().to_string_lossy().contains(['*', '?', '[']);
+        let fixed = parts.iter().take_while(is_fixed).count();
+        let whole: PathBuf = parts.iter().collect();
+        let is_deep = parts.iter().any(|part| part.as_os_str() == "**");
+        Ok(Self {
+            base,
+            fixed: parts[..fixed].iter().collect(),
+            pattern: Pattern::new(&whole.to_string_lossy())?,
+            depth: if is_deep { usize::MAX } else { parts.len() - fixed },
+            finds_hidden: parts[fixed..].iter().any(|part| part.as_os_str().as_encoded_bytes().starts_with(b".")),
+        })
     }
-    if !fs::metadata(path)?.is_dir() {
-        files.insert(path.strip_prefix(base).unwrap_or(path).to_owned(), path.to_owned());
-        return Ok(true);
-    }
-    let mut any = false;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-        // A link to a folder may lead back to where it stands.
-        let is_link_to_folder = entry.file_type()?.is_symlink() && entry.path().is_dir();
-        if !is_hidden && !is_link_to_folder {
-            any |= collect(&entry.path(), base, files)?;
+
+    /// Adds what is found; whether there was any.
+    fn find(&self, files: &mut BTreeMap<PathBuf, PathBuf>) -> std::io::Result<bool> {
+        if !self.base.join(&self.fixed).exists() {
+            return Ok(false);
         }
+        if self.depth == 0 { self.add(&self.fixed, files) } else { self.look(&self.fixed, self.depth, files) }
     }
-    Ok(any)
+
+    fn look(&self, folder: &Path, depth: usize, files: &mut BTreeMap<PathBuf, PathBuf>) -> std::io::Result<bool> {
+        let mut any = false;
+        for (name, is_folder) in self.entries(folder, self.finds_hidden)? {
+            if self.pattern.matches_path_with(&name, AS_A_SHELL) {
+                any |= self.add(&name, files)?;
+            } else if is_folder && depth > 1 {
+                any |= self.look(&name, depth - 1, files)?;
+            }
+        }
+        Ok(any)
+    }
+
+    /// Adds a file, or all below a folder.
+    fn add(&self, name: &Path, files: &mut BTreeMap<PathBuf, PathBuf>) -> std::io::Result<bool> {
+        let path = self.base.join(name);
+        if !path.is_dir() {
+            files.insert(name.to_owned(), path);
+            return Ok(true);
+        }
+        let mut any = false;
+        for (name, is_folder) in self.entries(name, false)? {
+            if is_folder || !self.base.join(&name).is_dir() {
+                any |= self.add(&name, files)?;
+            }
+        }
+        Ok(any)
+    }
+
+    /// What is in a folder, and which of it is a folder and no link to one.
+    fn entries(&self, folder: &Path, with_hidden: bool) -> std::io::Result<Vec<(PathBuf, bool)>> {
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(self.base.join(folder))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name != COMPILED && (with_hidden || !name.as_encoded_bytes().starts_with(b".")) {
+                entries.push((folder.join(name), entry.file_type()?.is_dir()));
+            }
+        }
+        Ok(entries)
+    }
 }
 
 #[cfg(test)]
@@ -151,7 +206,10 @@ mod tests {
         assert_eq!(found(&["m", "seed.sql"]), "m/1.sql m/2.sql m/deep/3.sql seed.sql");
         assert_eq!(found(&["m/**/*.sql", "m/1.sql"]), "m/1.sql m/2.sql m/deep/3.sql");
         assert_eq!(found(&["m/[12].sql"]), "m/1.sql m/2.sql");
-        for nothing in ["n/*", "m/__pycache__", "*.py"] {
+        assert_eq!(found(&["./m/"]), "m/1.sql m/2.sql m/deep/3.sql");
+        assert_eq!(found(&["m/.*"]), "m/.1.swp");
+        assert_eq!(found(&["../odd*/seed.sql"]).matches("seed.sql").count(), 1);
+        for nothing in ["n/*", "m/[3-9]*", "*.py"] {
             let error = names(&folder, &["m", nothing]).expect_err(nothing).to_string();
             assert!(error.contains("matches no file") && error.contains(nothing), "{error}");
         }

@@ -14,6 +14,8 @@ pub struct Facts {
     /// `150018`
     pub version: i32,
     pub is_superuser: bool,
+    /// Whether what is written must be on the disk.
+    pub waits_for_disk: bool,
     pub may_create_databases: bool,
     pub may_create_roles: bool,
     pub may_create_schemas: bool,
@@ -36,7 +38,7 @@ pub struct Facts {
 const QUESTIONS: &str = "
 SELECT current_setting('server_version') AS version_text,
        current_setting('server_version_num')::int AS version,
-       r.rolsuper, r.rolcreatedb, r.rolcreaterole,
+       current_setting('fsync') = 'on' AS waits_for_disk, r.rolsuper, r.rolcreatedb, r.rolcreaterole,
        d.datistemplate OR pg_has_role(d.datdba, 'MEMBER') AS may_copy,
        pg_has_role(d.datdba, 'MEMBER') AS is_owner,
        has_database_privilege(d.oid, 'CREATE') AS may_create_schemas,
@@ -73,6 +75,7 @@ impl Facts {
             version_text: row.get::<_, String>("version_text").split(' ').next().unwrap_or_default().to_owned(),
             version: row.get("version"),
             is_superuser,
+            waits_for_disk: row.get("waits_for_disk"),
             may_create_databases: is_superuser || row.get("rolcreatedb"),
             may_create_roles: is_superuser || row.get("rolcreaterole"),
             may_create_schemas: row.get("may_create_schemas"),
