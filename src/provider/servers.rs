@@ -19,11 +19,13 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context, bail};
 
-use super::{Access, Provider, Resource, ResourceKind, Site};
+use super::{Access, Provider, Resource, ResourceKind, Shelf, Site};
 use crate::address::{Address, LOOPBACK, LaneTarget, PostgresAddress};
+use crate::error::one_line;
 use crate::fault::{self, Step};
 use crate::name::{Identifier, Place, Tag};
 use crate::os::port::{BLOCK, PortBlock};
+use crate::recipe::Recipe;
 use crate::secret::Secret;
 use crate::settings::Settings;
 use cache::Cache;
@@ -60,8 +62,8 @@ pub struct Servers {
     cache: Cache,
     /// The prepared cluster, where it is kept from before.
     kept: Mutex<Option<cache::Place>>,
-    /// Where it is going to be kept.
-    reserved: Mutex<Option<cache::Place>>,
+    /// Where it is going to be kept, and as what.
+    reserved: Mutex<Option<(cache::Place, String)>>,
     needs_template: bool,
     /// Variables of the user's that would lead libpq elsewhere, or ask for TLS.
     misleading: Vec<(&'static str, &'static str)>,
@@ -197,7 +199,7 @@ impl Servers {
                 *locked(&self.kept) = reserved;
                 return Ok(());
             }
-            *locked(&self.reserved) = reserved;
+            *locked(&self.reserved) = reserved.map(|place| (place, fingerprint));
         }
         self.lay_base()
     }
@@ -332,6 +334,7 @@ impl Provider for Servers {
     fn summary(&self) -> String {
         let database = self.address.database();
         let what = match &self.content {
+            Content::Setup if self.has_kept() => "as --setup made it in an earlier run".to_owned(),
             Content::Setup => "as --setup made it".to_owned(),
             Content::Copy(_) if self.needs_template => format!("with a copy of {database}"),
             Content::Copy(_) => format!("with a copy of {database} that an earlier run had made, and that is as new"),
@@ -385,11 +388,49 @@ impl Provider for Servers {
         self.set_passwords(&mut client, &scram(&self.admin_password()?))?;
         drop(client);
         cluster.close(&running)?;
-        if let (Some(place), Some((_, fingerprint))) = (locked(&self.reserved).take(), self.prepared()) {
+        if !matches!(self.content, Content::Setup)
+            && let Some((place, fingerprint)) = locked(&self.reserved).take()
+        {
             // What cannot be kept is made again by the next run.
             let _ = place.keep(&self.cache, &cluster, &fingerprint);
         }
         Ok(())
+    }
+
+    fn find_template(&self, recipe: &Recipe) -> anyhow::Result<Shelf> {
+        let (user, database) = (self.address.user(), self.address.database());
+        let fingerprint = recipe.fingerprint(&[FORM, &self.programs.version_text, &self.locale, user, database]);
+        let name = Cache::name("setup", &[&fingerprint]);
+        if let Some(place) = self.cache.find(&name, &fingerprint) {
+            *locked(&self.kept) = Some(place);
+            return Ok(Shelf::Found);
+        }
+        match self.cache.try_reserve(&name) {
+            Some(place) if place.has(&fingerprint) => {
+                // Another run has made it meanwhile.
+                place.share();
+                *locked(&self.kept) = Some(place);
+                Ok(Shelf::Found)
+            }
+            Some(place) => {
+                *locked(&self.reserved) = Some((place, fingerprint));
+                Ok(Shelf::Wanted)
+            }
+            None if self.cache.is_there() => Ok(Shelf::Busy),
+            None => Ok(Shelf::Wanted),
+        }
+    }
+
+    fn keep_template(&self, limit: Option<u32>) -> anyhow::Result<Option<String>> {
+        let reserved = locked(&self.reserved).take();
+        if limit.is_none_or(|limit| limit == 0) {
+            return Ok(None);
+        }
+        let kept = match reserved {
+            Some((place, fingerprint)) => place.keep(&self.cache, &self.cluster(Place::Template), &fingerprint),
+            None => Err(anyhow::anyhow!("neither XDG_CACHE_HOME nor HOME names a folder of this user's")),
+        };
+        Ok(kept.err().map(|error| format!("the pristine state was not kept: {}", one_line(&error))))
     }
 
     fn is_untouched(&self, _lanes: &[Resource]) -> bool {

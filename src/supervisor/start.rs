@@ -204,7 +204,7 @@ impl Started {
                 Shelf::Busy => has_waited = true,
                 Shelf::None => {
                     self.notices.push(
-                        "--setup-input keeps the pristine state where each lane is a PostgreSQL database, and one database is named; here each run makes it".to_owned(),
+                        "--setup-input keeps the pristine state where each lane is a PostgreSQL database or server, and one database is named; here each run makes it".to_owned(),
                     );
                     return Ok(found);
                 }

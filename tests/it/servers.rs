@@ -177,6 +177,23 @@ fn setup_runs_once_and_every_server_has_what_it_made() {
 }
 
 #[test]
+fn what_setup_made_is_kept_until_one_of_its_inputs_changes() {
+    let lab = lab().with("DATABASE_URL", AWAY);
+    lab.file("schema.sql", "CREATE TABLE stock (n int); INSERT INTO stock VALUES (7)");
+    lab.file("isolane.toml", "setup = 'echo once >>runs; psql -qXf schema.sql'\nsetup-input = ['*.sql']");
+    let sql = "SELECT n FROM stock";
+    assert_eq!([psql(&lab, "", sql), psql(&lab, "", sql)], ["7", "7"]);
+    assert_eq!(lab.read("runs"), "once\n");
+    lab.file("schema.sql", "CREATE TABLE stock (n int); INSERT INTO stock VALUES (8)");
+    let runs: Vec<_> = (0..2).map(|_| lab.run("--isolation server", ["psql", "-XAtqc", sql]).start()).collect();
+    for run in runs {
+        run.finish().assert_code(0).assert_shows("8");
+    }
+    assert_eq!(lab.read("runs"), "once\nonce\n");
+    lab.assert_nothing_left();
+}
+
+#[test]
 fn a_crashed_worker_gets_a_new_server_and_the_others_keep_theirs() {
     let lab = lab().with("DATABASE_URL", AWAY);
     lab.file(

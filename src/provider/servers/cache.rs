@@ -78,17 +78,25 @@ impl Cache {
 
     /// The place for a cluster of this name, for making it, once nobody else does or copies it.
     pub fn reserve(&self, name: &str) -> Option<Place> {
-        let path = self.folder.as_ref()?.join(name);
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(lock) = lock(&path, File::try_lock) {
-                return Some(Place { path, lock });
-            }
-            if Instant::now() > deadline {
-                return None;
+        while self.is_there() && Instant::now() < deadline {
+            if let Some(place) = self.try_reserve(name) {
+                return Some(place);
             }
             std::thread::sleep(BREATH);
         }
+        None
+    }
+
+    /// The same if nobody does now.
+    pub fn try_reserve(&self, name: &str) -> Option<Place> {
+        let path = self.folder.as_ref()?.join(name);
+        Some(Place { lock: lock(&path, File::try_lock)?, path })
+    }
+
+    /// Whether anything can be kept.
+    pub fn is_there(&self) -> bool {
+        self.folder.is_some()
     }
 
     /// Removes what was used least recently, and by nobody now.
