@@ -6,6 +6,7 @@ mod cargo;
 mod postgres;
 mod processes;
 pub mod program;
+mod state;
 mod terminal;
 pub mod tools;
 mod witness;

@@ -19,7 +19,7 @@ use super::tools;
 const ADMIN: &str = "admin";
 const ADMIN_PASSWORD: &str = "top-secret-of-admin";
 /// Settings that make a server quick, and that no test may notice.
-const SETTINGS: [&str; 8] = [
+const SETTINGS: [&str; 9] = [
     "listen_addresses=127.0.0.1",
     "fsync=off",
     "synchronous_commit=off",
@@ -28,6 +28,7 @@ const SETTINGS: [&str; 8] = [
     "max_connections=200",
     "max_prepared_transactions=8",
     "log_min_messages=warning",
+    "wal_level=logical",
 ];
 /// Waits for the end of its input, which comes with the end of the test process, and
 /// stops the server then. A server that is to come again does so.

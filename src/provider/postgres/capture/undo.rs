@@ -46,6 +46,9 @@ SELECT c.oid, CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid ELSE
               WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum) AS columns,
        ARRAY(SELECT attnum FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum) AS attnums,
        ARRAY(SELECT format_type(atttypid, -1) FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum) AS types,
+       ARRAY(SELECT t.typcategory IN ('N', 'S', 'B', 'D', 'T', 'E', 'I', 'V') OR t.oid IN ('uuid'::regtype, 'bytea'::regtype)
+               FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum) AS has_text,
+       ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum) AS layout,
        CASE WHEN EXISTS (SELECT FROM pg_inherits i JOIN pg_class h ON h.oid = i.inhrelid WHERE i.inhparent = c.oid AND NOT h.relispartition)
                  THEN 'other tables inherit from it'
             WHEN EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND tgenabled IN ('A', 'R') AND NOT tgisinternal AND NOT starts_with(tgname::text, 'isolane_'))
@@ -68,9 +71,17 @@ pub fn install(client: &mut Client, schema: &Identifier, tables: &[(i32, &Table)
             sql.push_str(&format!("INSERT INTO {schema}.part VALUES ({rel}, {root_rel});\n"));
             continue;
         }
-        let parts =
-            anatomy.iter().filter(|row| row.get::<_, u32>("root") == root).filter_map(|row| rel_of(row.get("oid")));
-        let parts = parts.map(|rel| rel.to_string()).collect::<Vec<_>>().join(",");
+        let parts: Vec<Part> = tables
+            .iter()
+            .filter_map(|(rel, part)| {
+                let row = anatomy.iter().find(|row| row.get::<_, u32>("oid") == part.oid)?;
+                (row.get::<_, u32>("root") == root).then(|| Part {
+                    rel: *rel,
+                    sql: &part.sql,
+                    layout: row.get("layout"),
+                })
+            })
+            .collect();
         let (settings, body) = undo_rows(schema, table, its, &parts);
         sql.push_str(&format!(
             "CREATE FUNCTION {schema}.u{rel}() RETURNS void LANGUAGE plpgsql {settings} AS $isolane$\n#variable_conflict use_column\nBEGIN {body} END $isolane$;\n"
@@ -82,8 +93,22 @@ pub fn install(client: &mut Client, schema: &Identifier, tables: &[(i32, &Table)
     Ok(sql)
 }
 
-/// SQL that puts the rows of one table back; `parts` are its own number and those of its partitions.
-fn undo_rows(schema: &Identifier, table: &Table, its: &Row, parts: &str) -> (&'static str, String) {
+/// A table that rows of a whole are in: the whole itself, or a partition of it.
+struct Part<'a> {
+    rel: i32,
+    sql: &'a str,
+    /// Its columns in their order, which may be another than the whole's.
+    layout: Vec<String>,
+}
+
+/// SQL, a list of parts' numbers.
+fn numbers<'a>(parts: impl Iterator<Item = &'a Part<'a>>) -> String {
+    let parts: Vec<_> = parts.map(|part| part.rel.to_string()).collect();
+    format!("ANY ('{{{}}}'::pg_catalog.int4[])", parts.join(","))
+}
+
+/// SQL that puts the rows of one table back.
+fn undo_rows(schema: &Identifier, table: &Table, its: &Row, parts: &[Part<'_>]) -> (&'static str, String) {
     let name = &table.sql;
     let refuse = |why: &str| {
         let text = format!("{} cannot be undone: {why}", table.own_kind).replace('\'', "''");
@@ -92,13 +117,14 @@ fn undo_rows(schema: &Identifier, table: &Table, its: &Row, parts: &str) -> (&'s
     if let Some(why) = its.get::<_, Option<String>>("odd") {
         return refuse(&why);
     }
-    let of_it = format!("rel = ANY ('{{{parts}}}'::pg_catalog.int4[])");
+    let of_it = format!("rel = {}", numbers(parts.iter()));
     let columns: Vec<String> = its.get("columns");
     let (into, from): (Vec<_>, Vec<_>) =
         columns.iter().map(|column| (column.clone(), format!("(isolane_it.r).{column}"))).unzip();
-    let insert = |images: &str| {
+    // An image is a row of the table that it was taken from.
+    let insert = |form: &str, images: &str| {
         format!(
-            "INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM (SELECT isolane_image.row::{name} AS r FROM ({images}) AS isolane_image OFFSET 0) AS isolane_it;",
+            "INSERT INTO {name} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM (SELECT isolane_image.row::{form} AS r FROM ({images}) AS isolane_image OFFSET 0) AS isolane_it;",
             into.join(", "),
             from.join(", ")
         )
@@ -117,30 +143,37 @@ fn undo_rows(schema: &Identifier, table: &Table, its: &Row, parts: &str) -> (&'s
                  pg_catalog.row_number() OVER (PARTITION BY pg_catalog.to_jsonb(isolane_row)::pg_catalog.text) AS i FROM {name} AS isolane_row) AS x
                  JOIN ({delta}) AS d ON d.k = x.k WHERE x.i <= d.n));
              {}",
-            insert(&format!(
+            insert(name, &format!(
                 "SELECT i.row FROM ({delta}) AS d, LATERAL (SELECT row FROM {schema}.image WHERE {of_it} AND key = d.k LIMIT 1) AS i, pg_catalog.generate_series(1, -d.n)"
             ))
         );
         return ("SET enable_hashjoin = on SET enable_seqscan = on", body);
     }
     let attnums: Vec<i16> = its.get("attnums");
-    let types: Vec<String> = its.get("types");
+    let (types, has_text): (Vec<String>, Vec<bool>) = (its.get("types"), its.get("has_text"));
     let type_of = |attnum: &i16| {
         let at = attnums.iter().position(|known| known == attnum);
-        at.map_or("text", |at| types[at].as_str())
+        at.map_or(("text", true), |at| (types[at].as_str(), has_text[at]))
     };
     let quoted = |name: &String| Identifier::new(name.as_str()).map_or_else(String::new, |name| name.to_string());
     let key: Vec<_> = table.key.columns.iter().map(quoted).zip(table.attnums.iter().map(type_of)).collect();
     let keys = format!(
         "SELECT pg_catalog.unnest(keys) AS k FROM {schema}.event WHERE {of_it} AND op IN ('I', 'U') UNION SELECT key FROM {schema}.image WHERE {of_it}"
     );
-    let delete = if let (Form::Integer | Form::Text, [(column, its_type)]) = (table.key.form, &key[..]) {
+    let delete = if let (Form::Integer | Form::Text, [(column, (its_type, _))]) = (table.key.form, &key[..]) {
         format!("DELETE FROM {name} WHERE {column} = ANY (ARRAY(SELECT x.k::{its_type} FROM ({keys}) AS x));")
     } else {
         let same: Vec<_> = key
             .iter()
             .enumerate()
-            .map(|(at, (column, its_type))| format!("isolane_row.{column} = (isolane_key.k ->> {at})::{its_type}"))
+            .map(|(at, (column, (its_type, has_text)))| {
+                if *has_text {
+                    format!("isolane_row.{column} = (isolane_key.k ->> {at})::{its_type}")
+                } else {
+                    // What JSON makes of it is not how the type is written.
+                    format!("pg_catalog.to_jsonb(isolane_row.{column}) = isolane_key.k -> {at}")
+                }
+            })
             .collect();
         format!(
             "DELETE FROM {name} AS isolane_row USING (SELECT x.k::pg_catalog.jsonb AS k FROM ({keys}) AS x) AS isolane_key WHERE {};",
@@ -148,12 +181,23 @@ fn undo_rows(schema: &Identifier, table: &Table, its: &Row, parts: &str) -> (&'s
         )
     };
     let first = format!(
-        "SELECT f.row FROM (SELECT DISTINCT ON (e.key) e.key, e.row FROM (
-             SELECT key, row, lsn, at, 0 AS p FROM {schema}.image WHERE {of_it}
-             UNION ALL SELECT pg_catalog.unnest(keys), NULL, lsn, at, 1 FROM {schema}.event WHERE {of_it} AND op IN ('I', 'U')) AS e
+        "SELECT f.row FROM (SELECT DISTINCT ON (e.key) e.key, e.row, e.rel FROM (
+             SELECT key, row, rel, lsn, at, 0 AS p FROM {schema}.image WHERE {of_it}
+             UNION ALL SELECT pg_catalog.unnest(keys), NULL, NULL, lsn, at, 1 FROM {schema}.event WHERE {of_it} AND op IN ('I', 'U')) AS e
              ORDER BY e.key, e.lsn, e.at, e.p) AS f WHERE f.row IS NOT NULL"
     );
-    ("", format!("{delete} {}", insert(&first)))
+    let layout: Vec<String> = its.get("layout");
+    let (alike, other): (Vec<_>, Vec<_>) = parts.iter().partition(|part| part.layout == layout);
+    let is_plain = other.is_empty();
+    let mut body = delete;
+    for (form, parts) in
+        std::iter::once((name.as_str(), alike)).chain(other.into_iter().map(|part| (part.sql, vec![part])))
+    {
+        let images =
+            if is_plain { first.clone() } else { format!("{first} AND f.rel = {}", numbers(parts.into_iter())) };
+        body.push_str(&insert(form, &images));
+    }
+    ("", body)
 }
 
 /// Sessions that could see or hold back what was before: with a transaction that wrote, keeps a
