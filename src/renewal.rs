@@ -4,7 +4,7 @@
 
 use crate::fault::{self, Step};
 use crate::name::Place;
-use crate::provider::{Leftover, Provider, Resource, ResourceKind};
+use crate::provider::{Directories, Leftover, Provider, Resource, ResourceKind};
 use crate::run::Run;
 
 /// What came of it.
@@ -21,9 +21,12 @@ pub struct Renewed {
 pub fn renew(run: &Run, place: Place, is_alone: bool) -> anyhow::Result<Renewed> {
     let mut renewed = Renewed::default();
     for provider in &run.providers {
-        // A role is nothing that a test writes into, and directories hold what it still has open.
-        let holds_data = |kind| matches!(kind, ResourceKind::Database | ResourceKind::Schema | ResourceKind::File);
-        let resources: Vec<_> = provider.plan(place).into_iter().filter(|it| holds_data(it.kind)).collect();
+        // A role is nothing that a test writes into, and the lane's own directory holds what it still
+        // has open.
+        let resources: Vec<_> = provider.plan(place).into_iter().filter(|it| it.kind != ResourceKind::Role).collect();
+        if provider.id() == Directories::ID {
+            continue;
+        }
         let Some(first) = resources.first() else { continue };
         fault::before(Step::Renew)?;
         let renewal = run.inventory.in_turn(first, || provider.renew(place, is_alone));

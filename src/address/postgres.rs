@@ -53,6 +53,19 @@ impl std::fmt::Debug for PostgresAddress {
 }
 
 impl PostgresAddress {
+    /// Another server with this database and login, and with nothing else of what the user set.
+    #[must_use]
+    pub fn moved_to(&self, host: &str, port: u16, password: &Secret) -> Self {
+        Self {
+            hosts: vec![host.to_owned()],
+            ports: vec![port],
+            password: Some(password.clone()),
+            options: None,
+            parameters: Vec::new(),
+            ..self.clone()
+        }
+    }
+
     pub(super) fn from_url(text: &str, variables: &Variables) -> Result<Self, BadAddress> {
         let (scheme, rest) =
             text.split_once("://").ok_or_else(|| BadAddress("lacks `//` behind its scheme".to_owned()))?;

@@ -1,19 +1,20 @@
 //! PostgreSQL: a database for each lane, a schema and a login role for each lane, or a login
 //! role for each lane on the user's own schema.
 
-mod capture;
+pub(super) mod capture;
 mod claim;
 pub(super) mod connection;
 mod database;
 pub(super) mod dump;
 pub(super) mod facts;
 mod password;
-mod renewal;
+pub(super) mod renewal;
 mod schema;
 mod server;
 mod setting;
 mod shared;
 mod template;
+pub(super) mod watch;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

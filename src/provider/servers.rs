@@ -16,18 +16,24 @@ mod source;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::{Access, Provider, Resource, ResourceKind, Shelf, Site};
+use super::postgres::capture::{self, Unwatched};
+use super::postgres::connection::{OWN_SETTINGS, readable};
+use super::postgres::renewal::{Renewals, SETTINGS_OF};
+use super::postgres::watch::watch;
+use super::{Access, NamedRow, Provider, Renewal, Resource, ResourceKind, Server, Shelf, Sink, Site};
 use crate::address::{Address, LOOPBACK, LaneTarget, PostgresAddress};
 use crate::error::one_line;
+use crate::failure::KeyTrouble;
 use crate::fault::{self, Step};
 use crate::name::{Identifier, Place, Tag};
 use crate::os::port::{BLOCK, PortBlock};
 use crate::recipe::Recipe;
 use crate::secret::Secret;
-use crate::settings::Settings;
+use crate::settings::{Fresh, Settings, Track};
 use cache::Cache;
 pub use cluster::stop_below;
 use cluster::{ADMIN, Cluster, NotUp, Running};
@@ -70,6 +76,11 @@ pub struct Servers {
     blocks: Mutex<Vec<PortBlock>>,
     running: Mutex<HashMap<Place, Running>>,
     verifier: OnceLock<String>,
+    track: Track,
+    /// Why rows are not watched, where they should be.
+    unwatched: Unwatched,
+    /// Where lanes become as their template again for each test: what that needs.
+    renewals: Option<Renewals>,
 }
 
 /// What the prepared cluster has.
@@ -131,6 +142,9 @@ impl Servers {
             blocks: Mutex::default(),
             running: Mutex::default(),
             verifier: OnceLock::new(),
+            track: settings.track.clone(),
+            unwatched: Unwatched::default(),
+            renewals: (settings.fresh == Fresh::Test).then(Renewals::default),
         };
         if let Some((name, fingerprint)) = servers.prepared() {
             *locked(&servers.kept) = servers.cache.find(&name, &fingerprint);
@@ -149,8 +163,36 @@ impl Servers {
         };
         let id = if let Content::Copy(_) = self.content { self.address.id() } else { String::new() };
         let names = [self.address.user(), self.address.database(), &id];
-        let parts = [&[FORM, &self.programs.version_text, &self.locale][..], &names[..]].concat();
+        let watched = self.watched();
+        let parts = [&[FORM, &self.programs.version_text, &self.locale, &watched][..], &names[..]].concat();
         Some((Cache::name("prepared", &parts), fingerprint))
+    }
+
+    /// What is written down in lanes, in words: it comes with the prepared cluster.
+    fn watched(&self) -> String {
+        format!("{} {:?} {}", capture::VERSION, self.track, self.renewals.is_some())
+    }
+
+    /// Watches the rows of the user's database in the template.
+    fn watch(&self, port: u16) {
+        if self.track.is_off() && self.renewals.is_none() {
+            return;
+        }
+        let (user, database) = (self.address.user(), self.address.database());
+        let watched = session(port, user, &self.password, database).and_then(|mut client| {
+            client.batch_execute(OWN_SETTINGS)?;
+            watch(&mut client, &self.track, self.renewals.as_ref(), user)
+        });
+        if let (Some(renewals), Err(error)) = (&self.renewals, &watched) {
+            renewals.is_impossible(one_line(error));
+        }
+        self.unwatched.note(watched);
+    }
+
+    /// The server of a lane, as one that could be anywhere.
+    fn server(&self, place: Place) -> anyhow::Result<Server> {
+        let port = locked(&self.running).get(&place).map(|running| running.port).context("its server is gone")?;
+        Server::new(&self.address.moved_to(LOOPBACK, port, &self.password), &self.tag)
     }
 
     fn path(&self, place: Place) -> PathBuf {
@@ -274,7 +316,12 @@ impl Servers {
         }
         // Should tests or setup have dropped that database, this one stays.
         let client = session(port, ADMIN, &admin, ADMIN).or_else(|_| session(port, ADMIN, &admin, "template1"));
-        self.set_passwords(&mut client?, self.verifier())
+        let mut client = client?;
+        if let Some(renewals) = self.renewals.as_ref().filter(|_| place != Place::Template) {
+            let settings = client.query_one(SETTINGS_OF, &[&database]).map_err(|error| readable(error.into()))?;
+            renewals.has_settings(place, settings.get(0));
+        }
+        self.set_passwords(&mut client, self.verifier())
     }
 
     /// A verifier and not the password: it stands in no log of the server.
@@ -294,7 +341,7 @@ fn scram(password: &Secret) -> String {
 }
 
 fn run(client: &mut postgres::Client, sql: &str) -> anyhow::Result<()> {
-    client.batch_execute(sql).map_err(|error| super::postgres::connection::readable(error.into()))
+    client.batch_execute(sql).map_err(|error| readable(error.into()))
 }
 
 /// The locale of a new cluster: the user's own, where it is one of UTF-8.
@@ -317,8 +364,18 @@ impl Site for Servers {
         Ok(())
     }
 
-    fn disconnect(&self, resource: &Resource) -> anyhow::Result<()> {
-        self.folders.disconnect(resource)
+    fn disconnect(&self, _resource: &Resource) -> anyhow::Result<()> {
+        // Whoever worked in it is dead, and its log is still to be read.
+        Ok(())
+    }
+
+    fn harvest(&self, resource: &Resource, margin: Duration, sink: &mut Sink<'_>) -> anyhow::Result<()> {
+        if resource.kind != ResourceKind::Process || resource.place.lane().is_none() {
+            return Ok(());
+        }
+        let database = self.address.database().to_owned();
+        let its = Resource { kind: ResourceKind::Database, name: database, ..resource.clone() };
+        self.server(resource.place)?.harvest(&its, margin, sink)
     }
 
     fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
@@ -341,7 +398,8 @@ impl Provider for Servers {
             Content::Empty(None) => format!("with an empty database {database}, because no database is named"),
             Content::Empty(Some(why)) => format!("with an empty database {database} ({why})"),
         };
-        format!("PostgreSQL {}, a server for each lane, {what}", self.programs.version_text)
+        let unwatched = self.unwatched.why().map(|why| format!(" (rows are not watched: {why})")).unwrap_or_default();
+        format!("PostgreSQL {}, a server for each lane, {what}{unwatched}", self.programs.version_text)
     }
 
     fn needs_template(&self) -> bool {
@@ -385,6 +443,7 @@ impl Provider for Servers {
             .iter()
             .find_map(|database| session(running.port, self.address.user(), &self.password, database).ok())
             .context("the setup has changed the login's password or its rights")?;
+        self.watch(running.port);
         self.set_passwords(&mut client, &scram(&self.admin_password()?))?;
         drop(client);
         cluster.close(&running)?;
@@ -399,7 +458,8 @@ impl Provider for Servers {
 
     fn find_template(&self, recipe: &Recipe) -> anyhow::Result<Shelf> {
         let (user, database) = (self.address.user(), self.address.database());
-        let fingerprint = recipe.fingerprint(&[FORM, &self.programs.version_text, &self.locale, user, database]);
+        let fingerprint =
+            recipe.fingerprint(&[FORM, &self.programs.version_text, &self.locale, user, database, &self.watched()]);
         let name = Cache::name("setup", &[&fingerprint]);
         if let Some(place) = self.cache.find(&name, &fingerprint) {
             *locked(&self.kept) = Some(place);
@@ -431,6 +491,22 @@ impl Provider for Servers {
             None => Err(anyhow::anyhow!("neither XDG_CACHE_HOME nor HOME names a folder of this user's")),
         };
         Ok(kept.err().map(|error| format!("the pristine state was not kept: {}", one_line(&error))))
+    }
+
+    fn rows_named(&self, place: Place, trouble: &KeyTrouble) -> anyhow::Result<Vec<NamedRow>> {
+        self.server(place)?.rows_named(self.address.database(), trouble)
+    }
+
+    fn watches_rows(&self) -> bool {
+        true
+    }
+
+    fn renew(&self, place: Place, is_alone: bool) -> Renewal {
+        let Some(renewals) = &self.renewals else { return Renewal::default() };
+        match self.server(place) {
+            Ok(server) => renewals.renew(&server, place, self.address.database(), is_alone),
+            Err(error) => Renewal::again(one_line(&error)),
+        }
     }
 
     fn is_untouched(&self, _lanes: &[Resource]) -> bool {

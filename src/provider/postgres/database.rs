@@ -7,7 +7,7 @@ use anyhow::Context;
 use postgres::Client;
 use postgres::error::SqlState;
 
-use super::capture::{self, Home, Unwatched, table};
+use super::capture::{self, Unwatched};
 use super::connection::{self, readable};
 use super::dump::Programs;
 use super::facts::Facts;
@@ -15,6 +15,7 @@ use super::renewal::{self, Renewals, SETTINGS_OF};
 use super::server::Server;
 use super::setting::{self, Skipped};
 use super::template::{self, Kept, Wanted};
+use super::watch::{no_undoing, watch};
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
 use crate::error::one_line;
@@ -23,7 +24,6 @@ use crate::name::Place;
 use crate::provider::{Renewal, Resource, Shelf};
 use crate::recipe::Recipe;
 use crate::settings::Track;
-use crate::touch::Ground;
 
 /// Databases as lanes.
 #[derive(Debug)]
@@ -105,32 +105,7 @@ impl Databases {
     }
 
     fn watch_now(&self, name: &str) -> anyhow::Result<()> {
-        let watch = |is_undone: bool, client: &mut Client| {
-            client.batch_execute(&capture::forget())?;
-            let tables = if is_undone { table::all(client, &self.track) } else { table::watched(client, &self.track) }?;
-            if let Some(renewals) = self.renewals.as_ref().filter(|_| is_undone)
-                && let Some(table) = tables.iter().find(|table| !table.may_watch)
-            {
-                renewals.is_impossible(format!("the login may not make triggers on {}", table.own_kind));
-            }
-            Home::of_lane(is_undone)?.install(client, &tables, Ground::Shared).map_err(|e| readable(e.into()))
-        };
-        let mut client = self.server.visit(name)?;
-        if let Some(renewals) = &self.renewals {
-            match renewal::refusal(&mut client) {
-                None => return watch(true, &mut client),
-                Some(why) => renewals.is_impossible(self.no_undoing(&why)),
-            }
-        }
-        if self.track.is_off() { Ok(()) } else { watch(false, &mut client) }
-    }
-
-    /// What the user can do where the login may not undo.
-    fn no_undoing(&self, why: &str) -> String {
-        format!(
-            "{why}; `GRANT SET ON PARAMETER session_replication_role TO {}` allows it from PostgreSQL 15 on",
-            self.source.user()
-        )
+        watch(&mut self.server.visit(name)?, &self.track, self.renewals.as_ref(), self.source.user())
     }
 
     /// Whether lanes are to become as the template again, and the login may do that.
@@ -138,7 +113,7 @@ impl Databases {
         let Some(renewals) = &self.renewals else { return Ok(false) };
         let refusal = self.server.own.with(|client| Ok(renewal::refusal(client)))?;
         if let Some(why) = &refusal {
-            renewals.is_impossible(self.no_undoing(why));
+            renewals.is_impossible(no_undoing(why, self.source.user()));
         }
         Ok(refusal.is_none())
     }

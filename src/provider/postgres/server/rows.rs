@@ -7,13 +7,14 @@ use anyhow::ensure;
 use postgres::Client;
 
 use super::Server;
+use crate::failure::KeyTrouble;
 use crate::mark::Mark;
 use crate::name::{Place, Tag};
 use crate::provider::postgres::capture::harvest::{Log, harvest};
-use crate::provider::postgres::capture::{self, rows};
+use crate::provider::postgres::capture::{self, lookup, rows};
 use crate::provider::postgres::connection::{self, readable};
 use crate::provider::postgres::identifier;
-use crate::provider::{Census, Resource, ResourceKind, Rows, Sink};
+use crate::provider::{Census, NamedRow, Resource, ResourceKind, Rows, Sink};
 
 impl Server {
     /// Hands over what was written down of rows: in a lane's own database, or in the schema
@@ -33,6 +34,12 @@ impl Server {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The rows that an error is about, in a database that is one lane's.
+    pub fn rows_named(&self, database: &str, trouble: &KeyTrouble) -> anyhow::Result<Vec<NamedRow>> {
+        let found = lookup::find(&mut self.visit(database)?, &identifier(capture::LANE_LOG)?, None, trouble);
+        found.map_err(|error| readable(error.into()))
     }
 
     /// Removes the rows that the log knows the run to have made in the user's own tables.
