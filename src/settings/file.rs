@@ -211,7 +211,7 @@ mod tests {
     fn mistakes_are_named() {
         for (text, part) in [
             ("isolaton = 'none'", "did you mean `isolation`"),
-            ("isolation = 'nothing'", "takes one of auto, database, schema, shared, none"),
+            ("isolation = 'nothing'", "takes one of auto, database, schema, server, shared, none"),
             ("workers = 0", "from 1 on"),
             ("x = = 3", "line 1"),
             ("[env]\nA = '{nope}'", "`env.A`: `{nope}` is unknown"),
