@@ -74,7 +74,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<i32> {
         }
     }
     let left = !outcome.swept.stuck.is_empty() || !outcome.uncleaned.is_empty();
-    let has_leaks = fail_on.contains(&FailOn::Leak) && outcome.findings.rows.left > 0;
+    let has_leaks = fail_on.contains(&FailOn::Leak) && outcome.findings.rows.left + outcome.findings.rows.open > 0;
     let has_collisions = fail_on.contains(&FailOn::Collision) && outcome.findings.collided() > 0;
     Ok(match outcome.ended {
         Ended::Exited(0) if left => ExitCode::NotRemoved as i32,

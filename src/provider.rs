@@ -182,10 +182,8 @@ impl Rows {
 pub struct Leftover {
     /// What it is: `transaction`, `prepared transaction`, `replication slot`.
     pub kind: &'static str,
-    /// Which.
+    /// Which: its name, or the last statement of who had it open.
     pub name: String,
-    /// What more is known of it, such as its last statement.
-    pub detail: Option<String>,
 }
 
 /// What came of making a lane as its template again.
@@ -193,19 +191,30 @@ pub struct Leftover {
 pub struct Renewal {
     /// What had to be ended before.
     pub leftovers: Vec<Leftover>,
-    /// Why the lane has to be made again; nothing where it is as its template now.
-    pub again: Option<String>,
+    /// Whether and why the lane has to be made again; nothing where it is as its template now.
+    pub again: Option<Again>,
+}
+
+/// Why a lane has to be made again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// For what was done in it.
+    Changed(String),
+    /// It always has to here, and whoever is in it is ended.
+    Always,
+    /// It always has to here, and whoever is in it goes on with what is made.
+    InPlace,
 }
 
 impl Renewal {
-    /// It has to be made again.
-    pub fn again(why: impl Into<String>) -> Self {
-        Self { leftovers: Vec::new(), again: Some(why.into()) }
+    /// It has to be made again, for what was done in it.
+    pub fn changed(why: impl Into<String>) -> Self {
+        Self { leftovers: Vec::new(), again: Some(Again::Changed(why.into())) }
     }
 
     /// Adds something that a test left.
-    pub fn left(&mut self, kind: &'static str, name: &str, detail: Option<&str>) {
-        self.leftovers.push(Leftover { kind, name: name.to_owned(), detail: detail.map(str::to_owned) });
+    pub fn left(&mut self, kind: &'static str, name: &str) {
+        self.leftovers.push(Leftover { kind, name: name.to_owned() });
     }
 }
 

@@ -4,7 +4,7 @@
 
 use crate::fault::{self, Step};
 use crate::name::Place;
-use crate::provider::{Directories, Leftover, Provider, Resource, ResourceKind};
+use crate::provider::{Again, Directories, Leftover, Provider, Resource, ResourceKind};
 use crate::run::Run;
 
 /// What came of it.
@@ -12,7 +12,7 @@ use crate::run::Run;
 pub struct Renewed {
     /// What the last test had left running or pending, and was ended.
     pub leftovers: Vec<Leftover>,
-    /// Why things had to be made again.
+    /// Why things had to be made again that could have been undone.
     pub again: Vec<String>,
 }
 
@@ -31,18 +31,28 @@ pub fn renew(run: &Run, place: Place, is_alone: bool) -> anyhow::Result<Renewed>
         fault::before(Step::Renew)?;
         let renewal = run.inventory.in_turn(first, || provider.renew(place, is_alone));
         renewed.leftovers.extend(renewal.leftovers);
-        if let Some(why) = renewal.again {
-            make_again(run, &**provider, place, &resources)?;
-            renewed.again.push(why);
+        if let Some(again) = renewal.again {
+            make_again(run, &**provider, place, &resources, again == Again::InPlace)?;
+            if let Again::Changed(why) = again {
+                renewed.again.push(why);
+            }
         }
         fault::after(Step::Renew)?;
     }
     Ok(renewed)
 }
 
-fn make_again(run: &Run, provider: &dyn Provider, place: Place, resources: &[Resource]) -> anyhow::Result<()> {
+fn make_again(
+    run: &Run,
+    provider: &dyn Provider,
+    place: Place,
+    resources: &[Resource],
+    is_in_place: bool,
+) -> anyhow::Result<()> {
     for resource in resources.iter().rev() {
-        provider.disconnect(resource)?;
+        if !is_in_place {
+            provider.disconnect(resource)?;
+        }
         if run.is_watched() {
             // What is not seen now is not in the ledger, and that is all.
             let _ = run.inventory.harvest(provider, resource, std::time::Duration::ZERO);

@@ -85,6 +85,10 @@ struct State {
     left_behind: BTreeMap<&'static str, (usize, String)>,
 }
 
+fn tests(n: usize) -> String {
+    if n == 1 { "1 test".to_owned() } else { format!("{n} tests") }
+}
+
 /// What a worker is to isolane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Kind {
@@ -307,13 +311,11 @@ impl Roster {
         // Its end may be on its way still.
         let last = state.workers.get(worker).and_then(|member| member.open.last().or(member.last.as_ref()));
         let (number, test) = (last.map(|test| test.number), last.map_or("no test", |test| test.id.as_str()).to_owned());
-        let left = renewed.leftovers.into_iter().map(|left| {
-            let detail = left.detail.map(|detail| format!(": {}", self.vault.mask(&detail))).unwrap_or_default();
-            (left.kind, format!("{}{detail}", left.name))
-        });
+        let left = renewed.leftovers.into_iter().map(|left| (left.kind, left.name));
         let again = renewed.again.into_iter().map(|why| (leftover::MADE_AGAIN, why));
         for (kind, detail) in left.chain(again) {
-            state.left_behind.entry(kind).or_insert_with(|| (0, format!("{test} ({detail})"))).0 += 1;
+            let detail = self.vault.mask(&detail);
+            state.left_behind.entry(kind).or_insert_with(|| (0, format!("{test}: {detail}"))).0 += 1;
             let (run, worker) = (self.run, worker.to_owned());
             self.writer.tell(move |db| leftover::enter(db, run, number, &worker, kind, &detail));
         }
@@ -424,9 +426,9 @@ impl Roster {
         }
         notices.extend(state.left_behind.iter().map(|(kind, (n, first))| {
             if *kind == leftover::MADE_AGAIN {
-                format!("a lane was made again {n} ×, because what cannot be undone had changed; first after {first}")
+                format!("lanes were made again after {} that changed more than rows, such as {first}", tests(*n))
             } else {
-                format!("{kind} left open {n} ×, and ended; first by {first}")
+                format!("{} left a {kind} open, which was ended (`isolane leaks`); first {first}", tests(*n))
             }
         }));
         Tally {

@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Result, params};
 
 use super::RunKey;
 use super::author::author;
+use super::leftover::MADE_AGAIN;
 use crate::touch::{Fate, Op, Seen, Statement};
 
 /// What all parts of a statement have in common: when, by which session, in which table, what.
@@ -166,6 +167,8 @@ pub struct Count {
     pub left: i64,
     /// Tests that left any.
     pub tests: i64,
+    /// Transactions and the like that tests left open.
+    pub open: i64,
 }
 
 /// Counts the touches of a run.
@@ -174,9 +177,13 @@ pub fn count(db: &Connection, run: RunKey) -> Result<Count> {
     db.query_row(
         &format!(
             "SELECT count(*), count(*) FILTER (WHERE op = 'insert' AND worker IS NOT NULL), count(*) FILTER (WHERE {leak}),
-                    count(DISTINCT iif({leak}, test, NULL)) FROM touch WHERE run = ?"
+                    count(DISTINCT iif({leak}, test, NULL)), (SELECT count(*) FROM leftover WHERE run = ?1 AND kind <> ?2)
+               FROM touch WHERE run = ?1"
         ),
-        [run.0],
-        |row| Ok(Count { touches: row.get(0)?, made: row.get(1)?, left: row.get(2)?, tests: row.get(3)? }),
+        params![run.0, MADE_AGAIN],
+        |row| {
+            let (touches, made, left) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(Count { touches, made, left, tests: row.get(3)?, open: row.get(4)? })
+        },
     )
 }

@@ -440,7 +440,7 @@ impl Provider for Postgres {
     fn renew(&self, place: Place, is_alone: bool) -> Renewal {
         match &self.separation {
             Separation::Database(databases) => databases.renew(place, is_alone),
-            Separation::Schema(_) => Renewal::again("a schema is filled again for each test"),
+            Separation::Schema(schemas) => schemas.renew(place, is_alone),
             Separation::Shared(_) => Renewal::default(),
         }
     }

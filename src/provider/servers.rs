@@ -505,7 +505,7 @@ impl Provider for Servers {
         let Some(renewals) = &self.renewals else { return Renewal::default() };
         match self.server(place) {
             Ok(server) => renewals.renew(&server, place, self.address.database(), is_alone),
-            Err(error) => Renewal::again(one_line(&error)),
+            Err(error) => Renewal::changed(one_line(&error)),
         }
     }
 

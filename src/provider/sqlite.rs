@@ -276,7 +276,7 @@ impl Provider for Sqlite {
                 Renewal::default()
             }
             // A connection of the worker's holds it. Whoever has it open goes on with what is gone.
-            Err(error) => Renewal::again(format!("it cannot be put back ({error})")),
+            Err(error) => Renewal::changed(format!("it cannot be put back ({error})")),
         }
     }
 

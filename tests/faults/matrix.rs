@@ -132,7 +132,12 @@ fn cell(scene: &Scene, point: &str, (kind, blow): Column) -> (Cell, Vec<String>)
             (_, true) => Setup::Kept,
             _ => Setup::Own,
         };
-        let run = Scene::run(&lab, kind, 2, setup, "").env("ISOLANE_FAULT", &fault).start();
+        let run = if point.starts_with("renew") {
+            Scene::run_renewing(&lab, kind)
+        } else {
+            Scene::run(&lab, kind, 2, setup, "")
+        };
+        let run = run.env("ISOLANE_FAULT", &fault).start();
         let outcome = match strike(scene, &lab, run, blow) {
             Ok(outcome) => outcome,
             Err(why) => {

@@ -29,6 +29,17 @@ const WRITES: &str = "INSERT INTO customers (who) VALUES (''$WORKER_ID''), (''$W
     INSERT INTO orders (customer) SELECT id FROM customers WHERE who = ''$WORKER_ID''; INSERT INTO alike VALUES (''same'');
     UPDATE customers SET id = id + 1000 WHERE who = ''none''";
 
+/// Asks for the lane as it was.
+const RENEW: &str = r#"
+import json, os, socket
+body = json.dumps({"worker": os.environ["WORKER_ID"]})
+door = socket.socket(socket.AF_UNIX)
+door.connect(os.environ["ISOLANE_SOCKET"])
+head = "POST /v1/renewals HTTP/1.1\r\nHost: isolane\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+door.sendall((head % (len(body), body)).encode())
+door.recv(100)
+"#;
+
 /// Where lanes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -145,9 +156,26 @@ impl<'a> Scene<'a> {
 
     /// The run that is going to die.
     pub fn run(lab: &Lab, kind: Kind, workers: u32, setup: Setup, then: &str) -> Program {
+        Self::run_fresh(lab, kind, workers, setup, then, "worker")
+    }
+
+    /// The same with lanes that are put back when their workers ask for it.
+    pub fn run_renewing(lab: &Lab, kind: Kind) -> Program {
+        lab.file("renew.py", RENEW);
+        Self::run_fresh(
+            lab,
+            kind,
+            2,
+            Setup::Own,
+            " && python3 renew.py",
+            if kind == Kind::Shared { "worker" } else { "test" },
+        )
+    }
+
+    fn run_fresh(lab: &Lab, kind: Kind, workers: u32, setup: Setup, then: &str, fresh: &str) -> Program {
         let isolation = if kind == Kind::Sqlite { "database" } else { kind.word() };
         let script = format!("sh work.sh{then}");
-        let run = lab.isolane(&format!("run --isolation {isolation} -n {workers}"));
+        let run = lab.isolane(&format!("run --isolation {isolation} --fresh {fresh} -n {workers}"));
         let run = if setup == Setup::Kept { run.arg_all(["--setup-input", "setup.sh"]) } else { run };
         let has_setup = setup != Setup::No && kind != Kind::Shared;
         let run = if has_setup { run.arg_all(["--setup", "sh setup.sh"]) } else { run };

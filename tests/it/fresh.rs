@@ -104,7 +104,7 @@ pub const WRITES: &[(&str, &str)] = &[
 
 /// A suite whose tests each run one of these texts, on a connection of all, and one at the end.
 pub fn suite(lab: &Lab, writes: &[(&str, &str)]) {
-    let named: Vec<_> = writes.iter().map(|(name, sql)| format!("    {name:?}: r'''{sql}''',\n")).collect();
+    let named: Vec<_> = writes.iter().map(|(name, sql)| format!("    {name:?}: r\"\"\" {sql} \"\"\",\n")).collect();
     lab.file(
         "test_writes.py",
         &format!(

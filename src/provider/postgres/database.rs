@@ -81,6 +81,8 @@ impl Databases {
         }
         if matches!(place, Place::Lane(_)) && !comes_watched {
             self.watch(&name);
+        } else if let Some(mend) = self.renewals.as_ref().filter(|_| comes_watched).and_then(Renewals::mend) {
+            self.server.visit(&name)?.batch_execute(mend)?;
         }
         Ok(())
     }

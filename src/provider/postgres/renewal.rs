@@ -1,6 +1,6 @@
 //! Lanes' databases as their template again, without being made again: see [`super::capture::undo`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,13 +9,13 @@ use postgres::error::SqlState;
 use postgres::{Client, Statement};
 use postgres_protocol::escape::escape_literal;
 
-use super::capture::{LANE_LOG, undo};
+use super::capture::{LANE_LOG, shape, undo};
 use super::connection::{self, readable};
 use super::identifier;
 use super::server::Server;
 use crate::error::one_line;
 use crate::name::Place;
-use crate::provider::Renewal;
+use crate::provider::{Again, Renewal};
 
 /// How long what a test has started may take to end by itself: a session that was closed, or a
 /// statement at work.
@@ -40,6 +40,8 @@ pub struct Renewals {
     impossible: Mutex<Option<String>>,
     /// Whether a lane had to be made again.
     was_again: AtomicBool,
+    /// Whether the server broke down, which empties the template's log as well.
+    was_broken: AtomicBool,
 }
 
 impl std::fmt::Debug for Renewals {
@@ -73,11 +75,17 @@ impl Renewals {
         self.was_again.load(Ordering::Relaxed)
     }
 
+    /// SQL for a new copy, should the server have broken down: its log begins anew.
+    pub fn mend(&self) -> Option<&'static str> {
+        self.was_broken.load(Ordering::Relaxed).then_some("INSERT INTO isolane_log.unbroken VALUES (1)")
+    }
+
     /// Undoes what was written in the database `name` of this lane. If nobody of the lane `is_alone`
     /// with it any more, all sessions in it end.
     pub fn renew(&self, server: &Server, place: Place, name: &str, is_alone: bool) -> Renewal {
-        if let Some(why) = self.impossible() {
-            return Renewal::again(why);
+        if self.impossible().is_some() {
+            self.was_again.store(true, Ordering::Relaxed);
+            return Renewal { again: Some(Again::Always), ..Renewal::default() };
         }
         let slot = Arc::clone(self.sessions.lock().unwrap_or_else(PoisonError::into_inner).entry(place).or_default());
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,9 +93,10 @@ impl Renewals {
         let mut renewal = Renewal::default();
         let done = undo_all(&mut slot, server, name, is_alone, &settings.unwrap_or_default(), &mut renewal);
         if let Err(error) = done {
-            renewal.again = Some(one_line(&error));
+            renewal.again = Some(Again::Changed(one_line(&error)));
         }
-        if renewal.again.is_some() {
+        if let Some(Again::Changed(why)) = &renewal.again {
+            self.was_broken.fetch_or(why.starts_with(shape::BROKEN), Ordering::Relaxed);
             // The database goes, and nobody may be in it.
             *slot = None;
             self.was_again.store(true, Ordering::Relaxed);
@@ -105,15 +114,16 @@ fn undo_all(
     renewal: &mut Renewal,
 ) -> anyhow::Result<()> {
     let began = Instant::now();
+    let mut told = HashSet::new();
     loop {
         let session = match slot {
             Some(session) if !session.client.is_closed() => session,
             _ => slot.insert(open(server, name)?),
         };
         let found = match session.client.query(&session.undo, &[&is_alone, &settings]) {
-            // The server was restarted, or the test ended all sessions in its database.
-            Err(error) if session.client.is_closed() && began.elapsed() < PATIENCE => {
-                drop(error);
+            // The server was restarted, the session was idle for long, or the test ended all
+            // sessions in its database.
+            Err(error) if is_lost(&session.client, &error) && began.elapsed() < PATIENCE => {
                 *slot = None;
                 continue;
             }
@@ -127,25 +137,24 @@ fn undo_all(
             let client = &mut session.client;
             match what {
                 "again" => {
-                    renewal.again = Some(format!("{which} changed"));
+                    renewal.again = Some(Again::Changed(which.to_owned()));
                     return Ok(());
                 }
                 "session" if is_alone || began.elapsed() > MOMENT => {
                     let pid: i32 = which.parse()?;
-                    let told = client.query_one("SELECT pg_terminate_backend($1)", &[&pid]);
-                    told.map_err(|error| readable(anyhow::Error::new(error)))?;
-                    let is_new = renewal.leftovers.iter().all(|left| left.name != which);
-                    if is_new && !is_alone {
-                        renewal.left("transaction", which, detail);
+                    let end = client.query_one("SELECT pg_terminate_backend($1)", &[&pid]);
+                    end.map_err(|error| readable(anyhow::Error::new(error)))?;
+                    if told.insert(pid) && !is_alone {
+                        renewal.left("transaction", detail.unwrap_or_default());
                     }
                 }
                 "session" => {}
                 "prepared" => {
-                    renewal.left("prepared transaction", which, None);
+                    renewal.left("prepared transaction", which);
                     client.batch_execute(&format!("ROLLBACK PREPARED {}", escape_literal(which)))?;
                 }
                 _ => {
-                    renewal.left("replication slot", which, None);
+                    renewal.left("replication slot", which);
                     client.query("SELECT pg_drop_replication_slot($1::name)", &[&which])?;
                 }
             }
@@ -155,6 +164,11 @@ fn undo_all(
         }
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Whether the server ended the session: it says so before the connection is closed.
+fn is_lost(client: &Client, error: &postgres::Error) -> bool {
+    client.is_closed() || error.code().is_some_and(|code| code.code().starts_with("57P"))
 }
 
 fn open(server: &Server, name: &str) -> anyhow::Result<Session> {

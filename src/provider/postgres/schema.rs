@@ -18,6 +18,7 @@ use super::{Names, identifier};
 use crate::address::PostgresAddress;
 use crate::fault::{self, Step};
 use crate::name::Place;
+use crate::provider::{Again, Renewal};
 use crate::settings::Track;
 use crate::touch::Ground;
 
@@ -105,6 +106,19 @@ impl Schemas {
             track: track.clone(),
             unwatched: Unwatched::default(),
         })
+    }
+
+    /// A lane's schema is always filled again, and who is connected goes on in it; but nobody may
+    /// have it locked.
+    pub fn renew(&self, place: Place, is_alone: bool) -> Renewal {
+        let mut renewal = Renewal { again: Some(Again::InPlace), ..Renewal::default() };
+        match self.server.end_transactions_of(&self.names.of(place), is_alone) {
+            Ok(_) if is_alone => {}
+            Ok(open) => open.iter().for_each(|statement| renewal.left("transaction", statement)),
+            // All that is in the way is ended then.
+            Err(_) => renewal.again = Some(Again::Always),
+        }
+        renewal
     }
 
     /// Whether rows are watched, as far as is known.

@@ -3,11 +3,11 @@
 
 mod rows;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use postgres::error::SqlState;
 use postgres::types::ToSql;
 use postgres::{Client, Config};
@@ -55,6 +55,11 @@ const USERS: &str = "SELECT string_agg(DISTINCT coalesce(usename, 'the server'),
 /// libpq's clients take from `PGAPPNAME`.
 const END_SESSIONS_OF_LANE: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE (usename = $1 OR application_name = $1) AND pid <> pg_backend_pid()";
+
+/// Those of them that may have something locked, or all; and whether they wrote or are at work.
+const END_TRANSACTIONS_OF_LANE: &str = "SELECT pid, left(regexp_replace(coalesce(query, ''), '\\s+', ' ', 'g'), 80),
+           state = 'active' OR backend_xid IS NOT NULL OR backend_xmin IS NOT NULL, pg_terminate_backend(pid)
+      FROM pg_stat_activity WHERE (usename = $1 OR application_name = $1) AND pid <> pg_backend_pid() AND (state <> 'idle' OR $2)";
 
 /// A lane's role may be a member of the login, which has no power over it then: they change
 /// places. (A superuser has it anyway.)
@@ -185,6 +190,24 @@ impl Server {
     /// Ends all sessions in a database.
     pub fn end_sessions_in(&self, database: &str) -> anyhow::Result<()> {
         end(&self.maintenance, END_SESSIONS_IN_DATABASE, &database)
+    }
+
+    /// Ends the open transactions of a lane (of everybody in it, if `all`); what comes back are the last
+    /// statements of those that wrote or were at work.
+    pub fn end_transactions_of(&self, lane: &str, all: bool) -> anyhow::Result<Vec<String>> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut open = BTreeMap::new();
+        loop {
+            let rows =
+                self.own.with(|client| client.query(END_TRANSACTIONS_OF_LANE, &[&lane, &all])).map_err(readable)?;
+            if rows.is_empty() {
+                return Ok(open.into_values().collect());
+            }
+            ensure!(Instant::now() < deadline, "{} sessions do not end", rows.len());
+            let at_work = rows.iter().filter(|row| row.get(2));
+            open.extend(at_work.map(|row| (row.get::<_, i32>(0), row.get::<_, String>(1))));
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Drops a database whose sessions were ended, and takes the longer way where something

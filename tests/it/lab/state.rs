@@ -26,7 +26,7 @@ UNION ALL SELECT 'type ' || oid::regtype || ' ' || concat_ws(' ', typtype, typde
 UNION ALL SELECT 'value ' || enumtypid::regtype || ' ' || concat_ws(' ', enumsortorder, enumlabel) FROM pg_enum
 UNION ALL SELECT 'extension ' || extname || ' ' || extversion FROM pg_extension
 UNION ALL SELECT 'view ' || c.oid::regclass || pg_get_viewdef(c.oid) || relispopulated FROM pg_class c WHERE relnamespace {OWN} AND relkind IN ('v', 'm')
-UNION ALL SELECT 'sequence ' || seqrelid::regclass || ' ' || concat_ws(' ', seqstart, seqincrement, seqmax, seqmin, seqcycle) FROM pg_sequence
+UNION ALL SELECT 'sequence ' || seqrelid::regclass || ' ' || concat_ws(' ', seqstart, seqincrement, seqmax, seqmin, seqcycle) FROM pg_sequence JOIN pg_class c ON c.oid = seqrelid WHERE relnamespace {OWN}
 UNION ALL SELECT 'policy ' || polrelid::regclass || ' ' || polname FROM pg_policy
 UNION ALL SELECT 'setting ' || setrole::regrole || setconfig::text FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())
 UNION ALL SELECT 'large ' || oid || md5(lo_get(oid)) FROM pg_largeobject_metadata
@@ -60,15 +60,14 @@ if __name__ == "__main__":
         print("\0".join(of(db)), end="")
 "#;
 
-/// A suite's `conftest.py`: before each test the lane is looked at. `db()` is one connection for
-/// all tests, `fresh` counts how often it had to be opened.
-const SUITE: &str = r#"
-import os, psycopg, pytest, state
+/// A suite's `conftest.py`: before each test the lane is looked at.
+const SUITE: &str = "
+import pytest, state
 
 @pytest.fixture(autouse=True)
 def pristine():
     state.assert_pristine()
-"#;
+";
 
 /// `pool.db()` is one connection for all tests of a process; `pool.opened` counts how often it had
 /// to be opened.
@@ -92,5 +91,12 @@ impl Lab {
         let told = self.program("python").arg("state.py").arg(database.url()).run().assert_code(0);
         fs::write(self.path("pristine.txt"), told.stdout).expect("a file");
         self
+    }
+}
+
+impl Lab {
+    /// Whether nothing of any run of this lab is left on the server.
+    pub fn marked_nowhere(&self, database: &Database) -> bool {
+        self.column("SELECT tag FROM runs").iter().all(|tag| database.server.marked(tag, &database.name).is_empty())
     }
 }

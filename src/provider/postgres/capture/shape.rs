@@ -21,10 +21,25 @@ const OF_TABLE: &str = "'attrelid', 'indrelid', 'adrelid', 'conrelid', 'tgrelid'
 /// What the user made has a number from this one on (`FirstNormalObjectId`).
 const OWN: u32 = 16_384;
 
-/// Every catalog of a database: its name, what of it is the user's, and SQL for its content, one
-/// number whatever the order of rows.
+/// What is looked at first, because its name says most of what a test did.
+const TELLING: &str = "'pg_extension', 'pg_namespace', 'pg_class', 'pg_proc', 'pg_type', 'pg_trigger'";
+
+/// Every catalog of a database: its name, what of it is the user's, SQL for what counts of a row, and
+/// for how a user calls what the row is about.
 const CATALOGS: &str = "
 SELECT c.relname::text AS name,
+       CASE WHEN c.relname = 'pg_description' THEN '''comment on '' || pg_catalog.pg_describe_object(c.classoid, c.objoid, c.objsubid)'
+            WHEN c.relname = 'pg_enum' THEN '''values of type '' || c.enumtypid::regtype'
+            ELSE coalesce((SELECT format('%L || c.%I::regclass', CASE c.relname WHEN 'pg_attribute' THEN 'columns of ' WHEN 'pg_attrdef' THEN 'defaults of '
+                                  WHEN 'pg_index' THEN 'indexes of ' WHEN 'pg_trigger' THEN 'triggers of ' WHEN 'pg_rewrite' THEN 'definition of ' WHEN 'pg_policy' THEN 'policies of '
+                                  WHEN 'pg_constraint' THEN 'constraints of ' ELSE '' END, attname)
+                             FROM pg_attribute WHERE attrelid = c.oid AND attname IN ({of_table}) ORDER BY attnum LIMIT 1),
+                          (SELECT format('pg_catalog.pg_describe_object(%L::regclass, c.oid, 0)', c.relname) FROM pg_attribute WHERE attrelid = c.oid AND attname = 'oid'),
+                          quote_literal(c.relname)) END AS called,
+       coalesce(CASE c.relname WHEN 'pg_namespace' THEN 'a schema' WHEN 'pg_class' THEN 'a table, a view, an index or a sequence' WHEN 'pg_proc' THEN 'a function'
+            WHEN 'pg_type' THEN 'a type' WHEN 'pg_extension' THEN 'an extension' WHEN 'pg_trigger' THEN 'a trigger' WHEN 'pg_policy' THEN 'a policy'
+            WHEN 'pg_constraint' THEN 'a constraint' WHEN 'pg_attrdef' THEN 'a default' WHEN 'pg_attribute' THEN 'a column' WHEN 'pg_enum' THEN 'a value of a type'
+            WHEN 'pg_description' THEN 'a comment' END, 'a row of ' || c.relname) AS one,
        CASE WHEN c.relname = 'pg_namespace' THEN 'true' ELSE format('%I::oid >= {own}', (SELECT attname FROM pg_attribute WHERE attrelid = c.oid AND attnum = 1)) END AS own,
        coalesce((SELECT format('NOT EXISTS (SELECT FROM pg_catalog.pg_class t WHERE t.oid = c.%I AND t.relpersistence = ''t'')', attname)
                    FROM pg_attribute WHERE attrelid = c.oid AND attname IN ({of_table}) ORDER BY attnum LIMIT 1), 'true')
@@ -35,7 +50,10 @@ SELECT c.relname::text AS name,
          WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attname NOT IN ({volatile})) AS columns
   FROM pg_class c
  WHERE c.relnamespace = 'pg_catalog'::regnamespace AND c.relkind = 'r' AND NOT c.relisshared AND c.relname NOT IN ({left_out})
- ORDER BY c.oid";
+ ORDER BY coalesce(array_position(ARRAY[{telling}], c.relname::text), 99), c.oid";
+
+/// How a reason begins that is the server's breakdown.
+pub const BROKEN: &str = "the server broke down";
 
 /// Views that hold rows, which no trigger watches.
 const MATERIALIZED: &str =
@@ -65,10 +83,42 @@ ALTER EVENT TRIGGER isolane_defined ENABLE ALWAYS; ALTER EVENT TRIGGER isolane_d
 /// One thing whose changes are noticed.
 struct Watched {
     name: String,
-    /// SQL after FROM: the rows that count.
+    /// SQL after FROM: the rows that tell cheaply whether anything changed.
     rows: String,
-    /// SQL: what of a row counts, and of which rows.
+    /// SQL for all that counts: an array of numbers.
     content: String,
+    /// SQL that says what is new or changed against such an array; nothing where it is gone.
+    told: String,
+    /// How it is called that is gone.
+    one: String,
+}
+
+impl Watched {
+    fn catalog(row: &postgres::Row) -> Self {
+        let text = |column: &str| row.get::<_, String>(column);
+        let (name, called, one) = (text("name"), text("called"), text("one"));
+        let rows = format!("pg_catalog.{name} AS c WHERE {}", text("own"));
+        let lasting = format!("{rows} AND {}", text("lasting"));
+        let row = format!("hashtextextended(ROW({})::text, 0)", text("columns"));
+        // A table says more than what was made for it.
+        let order = if name == "pg_class" { "ORDER BY c.relkind NOT IN ('r', 'p'), c.oid" } else { "" };
+        let content = format!(
+            "SELECT coalesce(array_agg(x.h ORDER BY x.h), '{{}}') FROM (SELECT {row} AS h FROM {lasting}) AS x"
+        );
+        let told = format!(
+            "SELECT {called} FROM {lasting} AND {row} IN (SELECT {row} FROM {lasting} EXCEPT SELECT unnest($1)) {order} LIMIT 1"
+        );
+        Self { name, rows, content, told, one }
+    }
+
+    fn view(name: String) -> Self {
+        // It may have very many rows.
+        let content = format!(
+            "SELECT ARRAY[hashtextextended(coalesce(sum(hashtextextended(c::text, 0)), 0)::text, 0)] FROM {name} AS c"
+        );
+        let told = format!("SELECT {}", literal(&format!("materialized view {name}")));
+        Self { rows: format!("{name} AS c"), name, content, told, one: String::new() }
+    }
 }
 
 /// SQL that makes the functions `keep`, `changed` and `rewind`.
@@ -77,25 +127,10 @@ pub fn install(client: &mut Client, schema: &Identifier) -> Result<String, postg
         .replace("{own}", &OWN.to_string())
         .replace("{of_table}", OF_TABLE)
         .replace("{volatile}", VOLATILE)
-        .replace("{left_out}", LEFT_OUT);
-    let mut watched: Vec<Watched> = client
-        .query(&catalogs, &[])?
-        .iter()
-        .map(|row| {
-            let (name, own, lasting, columns): (String, String, String, String) =
-                (row.get("name"), row.get("own"), row.get("lasting"), row.get("columns"));
-            let rows = format!("pg_catalog.{name} AS c WHERE {own}");
-            Watched { content: format!("ROW({columns})::text, 0)), 0) FROM {rows} AND {lasting}"), rows, name }
-        })
-        .collect();
-    for row in client.query(MATERIALIZED, &[])? {
-        let name: String = row.get("name");
-        watched.push(Watched {
-            rows: format!("{name} AS c"),
-            content: format!("c::text, 0)), 0) FROM {name} AS c"),
-            name,
-        });
-    }
+        .replace("{left_out}", LEFT_OUT)
+        .replace("{telling}", TELLING);
+    let mut watched: Vec<_> = client.query(&catalogs, &[])?.iter().map(Watched::catalog).collect();
+    watched.extend(client.query(MATERIALIZED, &[])?.iter().map(|row| Watched::view(row.get("name"))));
     let sequences: Vec<(u32, String)> =
         client.query(SEQUENCES, &[])?.iter().map(|row| (row.get("oid"), row.get("name"))).collect();
     let is_told: bool = client.query_one("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])?.get(0);
@@ -129,40 +164,48 @@ fn changed(schema: &Identifier, watched: &[Watched], is_told: bool) -> String {
     let look = look.join("\n UNION ALL ");
     let known: Vec<_> = watched
         .iter()
-        .map(|it| {
-            let content = format!("SELECT coalesce(sum(hashtextextended({}", it.content);
-            format!("({}, {})", literal(&it.name), literal(&content))
+        .zip(1..)
+        .map(|(it, rank)| {
+            let texts = [&it.name, &it.content, &it.told, &it.one].map(|text| literal(text)).join(", ");
+            format!("({rank}, {texts})")
         })
         .collect();
     format!(
-        "CREATE TABLE {schema}.shape (name text PRIMARY KEY, content_sql text NOT NULL, n bigint, since xid, content numeric);
-         INSERT INTO {schema}.shape (name, content_sql) VALUES {known};
+        "CREATE TABLE {schema}.shape (rank int NOT NULL, name text PRIMARY KEY, content_sql text NOT NULL, told_sql text NOT NULL, one text NOT NULL, n bigint, since xid, content bigint[]);
+         INSERT INTO {schema}.shape (rank, name, content_sql, told_sql, one) VALUES {known};
          CREATE TABLE {schema}.large (oid oid PRIMARY KEY, content text NOT NULL);
          CREATE FUNCTION {schema}.changed(settings text) RETURNS text LANGUAGE plpgsql AS $isolane$
          #variable_conflict use_column
-         DECLARE its record; now_ numeric; found_ text; BEGIN
+         DECLARE its record; now_ bigint[]; found_ text; BEGIN
+             IF NOT EXISTS (SELECT FROM {schema}.unbroken) THEN RETURN '{BROKEN}, and what it knew of rows is gone'; END IF;
              SELECT string_agg(coalesce(setrole::regrole::text, '') || ' ' || setconfig::text, ';' ORDER BY setrole) INTO found_
                FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database());
-             IF coalesce(found_, '') <> settings THEN RETURN 'the settings of the database'; END IF;
+             IF coalesce(found_, '') <> settings THEN RETURN 'changed: the settings of the database'; END IF;
              {unless_told}
-             FOR its IN SELECT s.name, s.content, s.content_sql, f.n FROM ({look}) AS f JOIN {schema}.shape AS s ON s.name = f.name
-                 WHERE s.n <> f.n OR f.a < age(s.since) LOOP
+             FOR its IN SELECT s.name, s.content, s.content_sql, s.told_sql, s.one, f.n FROM ({look}) AS f JOIN {schema}.shape AS s ON s.name = f.name
+                 WHERE s.n <> f.n OR f.a < age(s.since) ORDER BY s.rank LOOP
                  EXECUTE its.content_sql INTO now_;
-                 IF now_ <> its.content THEN RETURN its.name; END IF;
+                 IF now_ <> its.content THEN
+                     EXECUTE its.told_sql INTO found_ USING its.content;
+                     IF found_ IS NOT NULL THEN RETURN 'new or changed: ' || found_; END IF;
+                     SELECT 'table ' || own_kind INTO found_ FROM {schema}.watched AS w
+                      WHERE its.name = 'pg_class' AND NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = w.oid) ORDER BY rel LIMIT 1;
+                     RETURN 'gone: ' || coalesce(found_, its.one);
+                 END IF;
                  UPDATE {schema}.shape SET n = its.n, since = pg_current_xact_id()::xid WHERE name = its.name;
              END LOOP;
              {forget}
              IF EXISTS (SELECT FROM pg_largeobject_metadata) OR EXISTS (SELECT FROM {schema}.large) THEN
                  PERFORM lo_unlink(m.oid) FROM pg_largeobject_metadata AS m WHERE NOT EXISTS (SELECT FROM {schema}.large AS l WHERE l.oid = m.oid);
                  IF EXISTS (SELECT FROM {schema}.large AS l WHERE NOT EXISTS (SELECT FROM pg_largeobject_metadata AS m WHERE m.oid = l.oid AND md5(lo_get(m.oid)) = l.content)) THEN
-                     RETURN 'a large object';
+                     RETURN 'changed or gone: a large object';
                  END IF;
              END IF;
              RETURN NULL;
          END $isolane$;
          CREATE FUNCTION {schema}.keep() RETURNS void LANGUAGE plpgsql AS $isolane$
          #variable_conflict use_column
-         DECLARE its record; now_ numeric; BEGIN
+         DECLARE its record; now_ bigint[]; BEGIN
              INSERT INTO {schema}.large SELECT oid, md5(lo_get(oid)) FROM pg_largeobject_metadata;
              FOR its IN SELECT f.name, f.n, s.content_sql FROM ({look}) AS f JOIN {schema}.shape AS s ON s.name = f.name LOOP
                  EXECUTE its.content_sql INTO now_;
