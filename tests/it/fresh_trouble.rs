@@ -127,7 +127,7 @@ fn whatever_becomes_of_the_database_the_next_test_has_one() {
                 ),
             ),
             ("renamed", &format!("{others}elsewhere().execute(f'ALTER DATABASE {{NAME}} RENAME TO {{NAME}}_old')")),
-            ("back", &format!("elsewhere().execute(f'DROP DATABASE {{NAME}}_old')")),
+            ("back", "elsewhere().execute(f'DROP DATABASE {NAME}_old')"),
         ],
     );
     let outcome = fresh(&lab, "", "").assert_code(0);
