@@ -19,6 +19,13 @@
 //! keeps it (`provider/postgres/template`). It is built as the run's own and given away whole, so
 //! no run owes it, and no sweep takes it: its own limit does, or `isolane template remove`.
 //!
+//! # A lane for each test
+//!
+//! With `--fresh test` a lane becomes as its template again before each test: a shim asks for it,
+//! or the [`keeper`] does when a test's process has ended. In [`renewal`] the provider undoes what
+//! it can (`provider/postgres/capture/undo`); what it cannot is removed and made again under the
+//! same name, so that the inventory owes what it owed before.
+//!
 //! # Afterwards
 //!
 //! What is told of a run comes from the ledger, read as it stands: [`mod@report`] prints rows
