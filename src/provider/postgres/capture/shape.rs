@@ -50,6 +50,7 @@ SELECT c.relname::text AS name,
          WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attname NOT IN ({volatile})) AS columns
   FROM pg_class c
  WHERE c.relnamespace = 'pg_catalog'::regnamespace AND c.relkind = 'r' AND NOT c.relisshared AND c.relname NOT IN ({left_out})
+   AND has_table_privilege(c.oid, 'SELECT')
  ORDER BY coalesce(array_position(ARRAY[{telling}], c.relname::text), 99), c.oid";
 
 /// How a reason begins that is the server's breakdown.
