@@ -53,6 +53,8 @@ pub struct Databases {
 impl Databases {
     /// Makes a lane's database, or the template.
     pub fn create(&self, place: Place, has_setup: bool) -> anyhow::Result<()> {
+        // A login takes as long as most of what follows.
+        let _open = self.server.maintenance.keep_open();
         let name = self.names.of(place);
         let has_template = self.has_template(has_setup);
         let comes_watched = matches!(place, Place::Lane(_)) && has_template;
@@ -269,6 +271,7 @@ impl Databases {
 
     /// Looks for a kept template that this recipe makes here.
     pub fn find_template(&self, recipe: &Recipe) -> anyhow::Result<Shelf> {
+        let _open = self.server.maintenance.keep_open();
         let Facts { version_text, template0_options, owner, settings, grants, .. } = &self.facts;
         let may_undo = self.may_undo()?;
         let surroundings = [

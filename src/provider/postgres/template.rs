@@ -35,7 +35,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 const TEMPLATES: &str = "
     SELECT d.datname::text AS name, c.description AS comment, d.datallowconn AS is_open, d.datconnlimit = -2 AS is_broken,
            d.datdba AS owner,
-           CASE WHEN has_database_privilege(d.oid, 'CONNECT') AND d.datconnlimit <> -2 THEN pg_database_size(d.oid) END AS size,
+           -- It looks at every file, and is asked for where all are listed.
+           CASE WHEN $2::text IS NULL AND has_database_privilege(d.oid, 'CONNECT') AND d.datconnlimit <> -2 THEN pg_database_size(d.oid) END AS size,
            EXISTS (SELECT FROM pg_stat_activity a WHERE a.datid = d.oid) AS has_sessions
       FROM pg_shdescription c JOIN pg_database d ON d.oid = c.objoid AND c.classoid = 'pg_database'::regclass
      WHERE starts_with(c.description, $1) AND ($2::text IS NULL OR d.datname = $2) ORDER BY name";
@@ -161,7 +162,8 @@ impl Kept {
             return Ok(Shelf::Busy);
         }
         let mut found = its(server, fingerprint)?;
-        if found.is_none() {
+        let had_to_look_twice = found.is_none();
+        if had_to_look_twice {
             if !lock(session, "pg_try_advisory_lock", key(BUILD, fingerprint))? {
                 session.batch_execute("SELECT pg_advisory_unlock_all()")?;
                 return Ok(Shelf::Busy);
@@ -177,7 +179,9 @@ impl Kept {
             *stage = Stage::Building;
             return Ok(Shelf::Wanted);
         };
-        unlock_building(session, fingerprint);
+        if had_to_look_twice {
+            unlock_building(session, fingerprint);
+        }
         if found.is_open || found.has_sessions {
             seal(server, &found.name)?;
             if let Some(who) = who_is_in(server, &found.name)? {
