@@ -72,6 +72,30 @@ impl Keeper {
         }
     }
 
+    /// Makes a copy for the next run to begin with, if that would be glad of it, once the lanes are
+    /// ready that workers are expected for. If that does not go, there is none.
+    pub fn make_spare(self: &Arc<Self>) {
+        let keeper = Arc::clone(self);
+        tokio::spawn(async move {
+            let expected = keeper.state().book.len();
+            for lane in (0..expected).map(Lane) {
+                if keeper.ready(lane).await.is_err() {
+                    return;
+                }
+            }
+            let run = Arc::clone(&keeper.run);
+            let making = tokio::task::spawn_blocking(move || {
+                for provider in run.providers.iter().filter(|provider| provider.wants_spare()) {
+                    let made = run.inventory.make(std::slice::from_ref(provider), Place::Spare, None);
+                    if made.is_err() {
+                        sweep(&run.inventory, &run.sites(), Scope::Place(Place::Spare));
+                    }
+                }
+            });
+            drop(making.await);
+        });
+    }
+
     /// Leaves the numbers below `lanes` to workers that will come.
     pub fn reserve(&self, lanes: u32) {
         self.state().book.expect(lanes);

@@ -38,7 +38,7 @@ impl Owner {
             Place::Lane(lane) if self.master == Some(lane) => "master".to_owned(),
             Place::Lane(lane) => format!("{}{lane}", self.worker),
             Place::Template => "setup".to_owned(),
-            Place::Run => "isolane".to_owned(),
+            Place::Spare | Place::Run => "isolane".to_owned(),
         };
         Mark { run: self.run, place, worker, host, since: self.since }
     }

@@ -89,6 +89,8 @@ impl fmt::Display for Lane {
 pub enum Place {
     /// A lane.
     Lane(Lane),
+    /// A copy that no worker gets: the next run begins with it.
+    Spare,
     /// The template of the run, in which `--setup` works.
     Template,
     /// The run itself.
@@ -101,6 +103,7 @@ impl Place {
     pub fn schema(self, tag: &Tag) -> String {
         match self {
             Self::Lane(lane) => format!("isolane_{tag}_w{lane}"),
+            Self::Spare => format!("isolane_{tag}_spare"),
             Self::Template => format!("isolane_{tag}_template"),
             Self::Run => format!("isolane_{tag}"),
         }
@@ -110,6 +113,7 @@ impl Place {
     pub fn prefix(self, tag: &Tag) -> String {
         match self {
             Self::Lane(lane) => lane.prefix(tag),
+            Self::Spare => format!("i{tag}sx"),
             Self::Template => format!("i{tag}tx"),
             Self::Run => format!("i{tag}rx"),
         }
@@ -119,6 +123,7 @@ impl Place {
     pub fn word(self) -> String {
         match self {
             Self::Lane(lane) => lane.to_string(),
+            Self::Spare => "spare".to_owned(),
             Self::Template => "template".to_owned(),
             Self::Run => "run".to_owned(),
         }
@@ -127,6 +132,7 @@ impl Place {
     /// The place that has this word.
     pub fn parse(word: &str) -> Option<Self> {
         match word {
+            "spare" => Some(Self::Spare),
             "template" => Some(Self::Template),
             "run" => Some(Self::Run),
             number => number.parse().ok().map(|number| Self::Lane(Lane(number))),
@@ -137,7 +143,7 @@ impl Place {
     pub fn lane(self) -> Option<Lane> {
         match self {
             Self::Lane(lane) => Some(lane),
-            Self::Template | Self::Run => None,
+            Self::Spare | Self::Template | Self::Run => None,
         }
     }
 }

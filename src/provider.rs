@@ -250,6 +250,8 @@ pub struct KeptTemplate {
     pub mark: TemplateMark,
     /// Its size in bytes, where the login may ask.
     pub size: Option<i64>,
+    /// Whether a copy is ready to be a run's first lane.
+    pub has_spare: bool,
     /// Tags of the runs that use it.
     pub used_by: Vec<String>,
 }
@@ -295,6 +297,14 @@ pub trait Provider: Site {
     /// The kept template that lanes are made from, in words.
     fn kept_template(&self) -> Option<String> {
         None
+    }
+    /// Whether the next run would be glad of a copy to begin with.
+    fn wants_spare(&self) -> bool {
+        false
+    }
+    /// Leaves it, made by this run, to the next; whether it is this one's no more comes back.
+    fn give_spare(&self) -> anyhow::Result<bool> {
+        Ok(false)
     }
     /// The rows that the error of a test in `place` is about.
     fn rows_named(&self, _place: Place, _trouble: &KeyTrouble) -> anyhow::Result<Vec<NamedRow>> {

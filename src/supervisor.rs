@@ -124,6 +124,7 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
             return Err(started.take_back(error));
         }
     };
+    leave_spare(&run);
     let outcome = home(started, &roster, &served, began, command, recognised, &progress);
     progress.step(Event::Cleaned)?;
     Ok(outcome)
@@ -171,6 +172,7 @@ async fn serve(
     fault::before(Step::Start)?;
     commands.spawn(roster)?;
     fault::after(Step::Start)?;
+    keeper.make_spare();
     progress.step(Event::Started)?;
     let ended = commands.wait(&signals, roster, progress).await?;
     // What shims wrote with their last breath is read before the door closes.
@@ -271,6 +273,18 @@ fn home(
     };
     started.finish();
     outcome
+}
+
+/// Leaves what was made for the next run to that.
+fn leave_spare(run: &Run) {
+    for spare in run.inventory.made().into_iter().filter(|resource| resource.place == Place::Spare) {
+        let Some(provider) = run.providers.iter().find(|provider| provider.id() == spare.provider) else { continue };
+        // What is not given is removed with the rest.
+        if fault::before(Step::Keep).and_then(|()| provider.give_spare()).unwrap_or(false) {
+            let _ = run.inventory.handed_over(&spare);
+            let _ = fault::after(Step::Keep);
+        }
+    }
 }
 
 /// What became of the ledger, where it is not as it should be. It is first of all a story:

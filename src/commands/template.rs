@@ -31,16 +31,17 @@ pub fn build(settings_args: SettingsArgs, setup: SetupArgs) -> anyhow::Result<i3
 
 /// `isolane template list`.
 pub fn list(args: ServerArgs, format: Format) -> anyhow::Result<i32> {
-    let columns = ["fingerprint", "name", "made", "used", "size", "used_by", "host", "command"];
+    let columns = ["fingerprint", "name", "made", "used", "size", "spare", "used_by", "host", "command"];
     let mut rows = Vec::new();
     for (server, _) in servers(args)? {
-        rows.extend(server.templates()?.into_iter().map(|KeptTemplate { name, mark, size, used_by }| {
+        rows.extend(server.templates()?.into_iter().map(|KeptTemplate { name, mark, size, has_spare, used_by }| {
             [
                 json!(mark.fingerprint),
                 json!(name),
                 json!(mark.made.to_string()),
                 json!(mark.used.to_string()),
                 json!(size),
+                json!(has_spare),
                 json!(used_by.join(", ")),
                 json!(mark.host),
                 json!(mark.command),

@@ -9,6 +9,8 @@ use crate::clock::Timestamp;
 pub const HEAD: &str = "isolane template 1 ";
 /// How the name of every kept template begins.
 const NAME: &str = "isolane_template_";
+/// How that of a spare does.
+const SPARE: &str = "isolane_spare_";
 /// How many digits of the fingerprint are in the name.
 const DIGITS: usize = 16;
 /// The longest command that is kept whole.
@@ -32,6 +34,11 @@ pub struct TemplateMark {
 /// The name of the template with this fingerprint.
 pub fn name_of(fingerprint: &str) -> String {
     format!("{NAME}{}", &fingerprint[..DIGITS.min(fingerprint.len())])
+}
+
+/// The name of a copy of it that is ready to be somebody's first lane.
+pub fn spare_of(fingerprint: &str) -> String {
+    format!("{SPARE}{}", &fingerprint[..DIGITS.min(fingerprint.len())])
 }
 
 impl TemplateMark {
@@ -63,7 +70,8 @@ impl TemplateMark {
             command: command.to_owned(),
         };
         // A copy under another name is whoever's made it.
-        (is_digest && name == name_of(fingerprint) && !comment.contains(char::is_control)).then_some(mark)
+        let is_its = name == name_of(fingerprint) || name == spare_of(fingerprint);
+        (is_digest && is_its && !comment.contains(char::is_control)).then_some(mark)
     }
 }
 
@@ -87,6 +95,10 @@ mod tests {
         let (text, name) = (mark.to_string(), name_of(&fingerprint));
         assert_eq!(name, "isolane_template_0123456789abcdef");
         assert_eq!(TemplateMark::parse(&text, &name), Some(mark));
+        assert_eq!(
+            TemplateMark::parse(&text, &spare_of(&fingerprint)).as_ref(),
+            TemplateMark::parse(&text, &name).as_ref()
+        );
         assert_eq!(TemplateMark::parse(&text, "shop"), None);
         assert_eq!(TemplateMark::parse(&text.replace(" used ", " use "), &name), None);
         assert!(!text.starts_with(mark::HEAD) && Mark::parse(&text).is_none());

@@ -56,7 +56,7 @@ impl Directories {
     fn path(&self, place: Place) -> PathBuf {
         match place {
             Place::Run => self.root.clone(),
-            Place::Lane(_) | Place::Template => self.root.join(place.prefix(&self.tag)),
+            Place::Lane(_) | Place::Spare | Place::Template => self.root.join(place.prefix(&self.tag)),
         }
     }
 }

@@ -415,6 +415,17 @@ impl Provider for Postgres {
         }
     }
 
+    fn wants_spare(&self) -> bool {
+        matches!(&self.separation, Separation::Database(databases) if databases.wants_spare())
+    }
+
+    fn give_spare(&self) -> anyhow::Result<bool> {
+        match &self.separation {
+            Separation::Database(databases) => databases.give_spare(),
+            _ => Ok(false),
+        }
+    }
+
     fn rows_named(&self, place: Place, trouble: &KeyTrouble) -> anyhow::Result<Vec<NamedRow>> {
         let home = self.names.of(Place::Run);
         let (database, home, lane) = match &self.separation {

@@ -270,6 +270,40 @@ fn a_setup_that_fails_leaves_no_template_and_shows_its_output() {
     assert_eq!(goods(&lab), "1");
 }
 
+#[test]
+fn a_lane_that_nobody_had_is_the_next_runs_first() {
+    let server = Server::own();
+    let database = server.database("CREATEDB");
+    let before = server.snapshot();
+    let lab = lab(&database);
+    let spares =
+        || server.texts("postgres", "SELECT oid::text FROM pg_database WHERE datname LIKE 'isolane\\_spare\\_%'");
+    // A run that goes on for as long as the spare takes.
+    let patient = "sh count.sh; until [ $(psql -qXAtc \"SELECT count(*) FROM pg_database WHERE datname LIKE 'isolane%\\_spare'\") = 1 ]; do sleep 0.05; done; sleep 0.3";
+    let lane = "psql -qXAtc 'SELECT oid FROM pg_database WHERE datname = current_database()'";
+    run(&lab, "-n 2", patient).run().assert_code(0);
+    let spare = spares();
+    assert_eq!(spare.len(), 1);
+    assert_eq!(list(&lab)[0]["spare"], true);
+    // Nobody who has it may be told from one who had a copy, and it is there once.
+    let oids = run(&lab, "-n 2", &format!("sh count.sh; {lane}")).run().assert_code(0);
+    assert_eq!(oids.out().matches("| 1\n").count(), 2, "{}", oids.all());
+    assert_eq!(oids.out().matches(&format!("| {}\n", spare[0])).count(), 1, "{}", oids.all());
+    assert_ne!(spares(), spare);
+    run(&lab, "-n 2", patient).run().assert_code(0);
+    // One that was opened may have been written to.
+    server.sql("postgres", "DO $$ DECLARE name text; BEGIN SELECT datname INTO name FROM pg_database WHERE datname LIKE 'isolane\\_spare%';
+        EXECUTE format('ALTER DATABASE %I ALLOW_CONNECTIONS true', name); END $$");
+    let opened = spares();
+    assert_eq!(opened.len(), 1);
+    run(&lab, "", "sh count.sh; sleep 0.5").run().assert_code(0);
+    assert_eq!(spares(), opened, "an open one is nobody's lane");
+    assert_eq!(setups(&lab), 1);
+    lab.isolane("template remove --all").run().assert_code(0);
+    assert_eq!(server.snapshot(), before);
+    database.assert_nothing_left(&lab);
+}
+
 fn build(lab: &Lab) -> Program {
     lab.isolane("template build --setup").arg("sh setup.sh").arg_all(["--setup-input", "*.sql"])
 }
@@ -299,7 +333,7 @@ fn templates_are_built_listed_and_removed_by_command() {
     assert!(row["size"].as_i64().is_some_and(|size| size > 1_000_000) && row["used_by"] == "", "{row}");
     lab.isolane("template list").run().assert_code(0).assert_shows(&fingerprint);
     let csv = lab.isolane("template list --format csv").run().assert_code(0);
-    assert!(csv.out().starts_with("fingerprint,name,made,used,size,used_by,host,command\n"), "{}", csv.all());
+    assert!(csv.out().starts_with("fingerprint,name,made,used,size,spare,used_by,host,command\n"), "{}", csv.all());
 
     let unknown = lab.isolane("template remove ffff0000ffff").run().assert_code(2);
     assert!(unknown.err().contains("isolane template list"), "{}", unknown.all());

@@ -57,12 +57,14 @@ impl Databases {
         let _open = self.server.maintenance.keep_open();
         let name = self.names.of(place);
         let has_template = self.has_template(has_setup);
-        let comes_watched = matches!(place, Place::Lane(_)) && has_template;
+        let comes_watched = matches!(place, Place::Lane(_) | Place::Spare) && has_template;
+        let mut is_dressed = false;
         match place {
             Place::Run => return self.create_empty(&name, place),
             // Setup builds from nothing, as on a new machine.
             Place::Template if has_setup => self.create_empty(&name, place)?,
-            Place::Lane(_) if has_template => match self.kept_source()? {
+            Place::Lane(_) if self.kept.take_spare(&self.server, &name, &self.names.mark(place))? => is_dressed = true,
+            Place::Lane(_) | Place::Spare if has_template => match self.kept_source()? {
                 Some(kept) => {
                     self.create_copy(&name, place, &kept).map_err(|error| template::explain(error, &kept))?;
                 }
@@ -76,7 +78,9 @@ impl Databases {
                 if in_use { self.create_by_dump(&name, place)? } else { copied.map_err(readable)? }
             }
         }
-        self.dress(&name)?;
+        if !is_dressed {
+            self.dress(&name)?;
+        }
         if let Some(renewals) = self.renewals.as_ref().filter(|_| !self.facts.settings.is_empty()) {
             let settings = self.server.maintenance.with(|client| client.query_one(SETTINGS_OF, &[&name]));
             renewals.has_settings(place, settings.map_err(readable)?.get(0));
@@ -256,6 +260,17 @@ impl Databases {
     /// The kept template that lanes are made from; `None` where that is the run's own.
     fn kept_source(&self) -> anyhow::Result<Option<String>> {
         self.kept.source(|| template::session_of(&self.wanted("", "")))
+    }
+
+    /// Whether the next run would be glad of a copy that is ready.
+    pub fn wants_spare(&self) -> bool {
+        self.kept.wants_spare(&self.server)
+    }
+
+    /// Leaves a copy in which nobody was to the next run.
+    pub fn give_spare(&self) -> anyhow::Result<bool> {
+        let _open = self.server.maintenance.keep_open();
+        self.kept.give_spare(&self.server, &self.names.of(Place::Spare))
     }
 
     fn wanted<'a>(&'a self, fingerprint: &'a str, command: &'a str) -> Wanted<'a> {

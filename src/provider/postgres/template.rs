@@ -5,6 +5,9 @@
 //! there is never a half of it. Two locks go with each, by its fingerprint: who builds holds the
 //! one, so that runs side by side build it once; who uses it shares the other until its end, and
 //! who removes it must have that one alone. The server frees both when a session is gone.
+//!
+//! Beside it is a spare: a copy that a run made ahead and gave to nobody, which the next run
+//! renames to be its first lane. It goes with the template.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,7 +24,7 @@ use super::identifier;
 use super::server::{COMMON, Server};
 use crate::clock::Timestamp;
 use crate::error::one_line;
-use crate::mark::template::{HEAD, TemplateMark, name_of};
+use crate::mark::template::{HEAD, TemplateMark, name_of, spare_of};
 use crate::provider::{KeptTemplate, Removal, Shelf};
 
 /// Say of an advisory lock that it is a template's: "it" for its use, "ib" for its building,
@@ -54,6 +57,13 @@ struct Found {
     has_sessions: bool,
     owner: u32,
     size: Option<i64>,
+}
+
+impl Found {
+    /// Whether it is no template, but the spare of one.
+    fn is_spare(&self) -> bool {
+        self.name == spare_of(&self.mark.fingerprint)
+    }
 }
 
 fn find(server: &Server, name: Option<&str>) -> anyhow::Result<Vec<Found>> {
@@ -110,6 +120,8 @@ struct Held {
     stage: Stage,
     /// It had been opened, and is closed again.
     was_open: bool,
+    /// Whether a lane was made of the spare, or there was none.
+    has_tried_spare: bool,
 }
 
 impl std::fmt::Debug for Held {
@@ -154,9 +166,10 @@ impl Kept {
         if held.is_none() {
             let session = session(server, own, wanted.tag)?;
             let mark = TemplateMark::new(fingerprint, wanted.host, wanted.command, Timestamp::now());
-            *held = Some(Box::new(Held { session, mark, stage: Stage::Sought, was_open: false }));
+            *held =
+                Some(Box::new(Held { session, mark, stage: Stage::Sought, was_open: false, has_tried_spare: false }));
         }
-        let Some(Held { session, mark, stage, was_open }) = held.as_deref_mut() else { return Ok(Shelf::None) };
+        let Some(Held { session, mark, stage, was_open, .. }) = held.as_deref_mut() else { return Ok(Shelf::None) };
         // Who removes it is gone in a moment.
         if !lock(session, "pg_try_advisory_lock_shared", key(USE, fingerprint))? {
             return Ok(Shelf::Busy);
@@ -216,6 +229,58 @@ impl Kept {
             lock(&mut held.session, "pg_try_advisory_lock_shared", key(USE, &held.mark.fingerprint))?;
         }
         Ok(Some(name_of(&held.mark.fingerprint)))
+    }
+
+    /// Makes the spare, if there is one, the database `lane`, which carries `mark`.
+    pub fn take_spare(&self, server: &Server, lane: &str, mark: &str) -> anyhow::Result<bool> {
+        let Some(fingerprint) = self.untried_spare() else { return Ok(false) };
+        let spare = spare_of(&fingerprint);
+        if find(server, Some(&spare))?.iter().all(|found| found.is_broken || found.is_open) {
+            return Ok(false);
+        }
+        let (spare, lane) = (identifier(&spare)?, identifier(lane)?);
+        // Three statements in one message are one transaction.
+        let sql = format!(
+            "ALTER DATABASE {spare} RENAME TO {lane}; ALTER DATABASE {lane} ALLOW_CONNECTIONS true; COMMENT ON DATABASE {lane} IS {}",
+            escape_literal(mark)
+        );
+        // Another run may have been quicker, or an earlier try have come this far.
+        Ok(server.maintenance.with(|client| client.batch_execute(&sql)).is_ok())
+    }
+
+    /// The fingerprint, for the first who asks while this run has a kept template.
+    fn untried_spare(&self) -> Option<String> {
+        let mut held = self.held();
+        let held = held.as_mut().filter(|held| held.stage == Stage::Found && !held.has_tried_spare)?;
+        held.has_tried_spare = true;
+        Some(held.mark.fingerprint.clone())
+    }
+
+    /// Whether the next run would be glad of a spare.
+    pub fn wants_spare(&self, server: &Server) -> bool {
+        let Some(fingerprint) = self.kept_fingerprint() else { return false };
+        find(server, Some(&spare_of(&fingerprint))).is_ok_and(|found| found.is_empty())
+    }
+
+    fn kept_fingerprint(&self) -> Option<String> {
+        let held = self.held();
+        let held = held.as_ref().filter(|held| matches!(held.stage, Stage::Found | Stage::Made))?;
+        Some(held.mark.fingerprint.clone())
+    }
+
+    /// Makes a lane in which nobody was the spare. Where there is one already, it stays a lane.
+    pub fn give_spare(&self, server: &Server, lane: &str) -> anyhow::Result<bool> {
+        let Some(fingerprint) = self.kept_fingerprint() else { return Ok(false) };
+        // The template's own, so that both tell the same.
+        let Some(template) = its(server, &fingerprint)? else { return Ok(false) };
+        server.end_sessions_in(lane)?;
+        let (spare, lane) = (spare_of(&fingerprint), identifier(lane)?);
+        let sql = format!(
+            "ALTER DATABASE {lane} ALLOW_CONNECTIONS false; ALTER DATABASE {lane} RENAME TO {}; {}",
+            identifier(&spare)?,
+            mark_sql(&spare, &template.mark)?
+        );
+        Ok(server.maintenance.with(|client| client.batch_execute(&sql)).is_ok())
     }
 
     /// How it stands with it, for the summary.
@@ -305,7 +370,7 @@ fn who_is_in(server: &Server, name: &str) -> anyhow::Result<Option<String>> {
 pub fn limit(server: &Server, user_database: &str, own: &str, limit: usize) -> anyhow::Result<Option<String>> {
     let mut all = find(server, None)?;
     let owner = all.iter().find(|found| found.name == own).map(|found| found.owner);
-    all.retain(|found| Some(found.owner) == owner);
+    all.retain(|found| Some(found.owner) == owner && !found.is_spare());
     all.sort_by_key(|found| (found.name != own, std::cmp::Reverse(found.mark.used)));
     let (mut left, mut stay) = (all.len(), Vec::new());
     while left > limit.max(1)
@@ -332,6 +397,10 @@ fn remove(server: &Server, user_database: &str, found: &Found) -> anyhow::Result
     }
     // The look was before the lock.
     let is_still = find(server, Some(&found.name))?.iter().any(|now| now.mark.fingerprint == *fingerprint);
+    let spare = spare_of(fingerprint);
+    if find(server, Some(&spare))?.iter().any(|now| now.mark.fingerprint == *fingerprint) {
+        server.drop_database(&spare).with_context(|| format!("cannot remove the spare {spare}"))?;
+    }
     if is_still {
         server.drop_database(&found.name).with_context(|| format!("cannot remove the template {}", found.name))?;
     }
@@ -357,7 +426,9 @@ impl Server {
     /// All kept templates of the server.
     pub fn templates(&self) -> anyhow::Result<Vec<KeptTemplate>> {
         let mut users = users(self)?;
-        let templates = find(self, None)?.into_iter().map(|found| KeptTemplate {
+        let (spares, templates): (Vec<_>, Vec<_>) = find(self, None)?.into_iter().partition(Found::is_spare);
+        let templates = templates.into_iter().map(|found| KeptTemplate {
+            has_spare: spares.iter().any(|spare| spare.mark.fingerprint == found.mark.fingerprint),
             used_by: users.remove(&key(USE, &found.mark.fingerprint)).unwrap_or_default(),
             name: found.name,
             size: found.size,
