@@ -64,8 +64,13 @@ impl Lab {
     }
 
     /// The same with another of the Python environments that `tests/run` makes.
-    pub fn python(mut self, environment: &str) -> Self {
-        self.python = tools::python_bin(environment);
+    pub fn python(self, environment: &str) -> Self {
+        self.python_in(&tools::python_bin(environment))
+    }
+
+    /// The same with the Python programs in a folder.
+    pub fn python_in(mut self, bin: &Path) -> Self {
+        bin.clone_into(&mut self.python);
         self
     }
 

@@ -63,16 +63,22 @@ impl Server {
 
     /// A server of the test's own.
     pub fn own() -> Self {
-        Self::with_programs(&tools::postgres_bin(None))
+        Self::own_in(&std::env::temp_dir())
+    }
+
+    /// A server of the test's own, in a new folder in `parent`.
+    pub fn own_in(parent: &Path) -> Self {
+        Self::with_programs(&tools::postgres_bin(None), parent)
     }
 
     /// A server of the test's own, of another major version.
     pub fn of_version(version: u32) -> Self {
-        Self::with_programs(&tools::postgres_bin(Some(version)))
+        Self::with_programs(&tools::postgres_bin(Some(version)), &std::env::temp_dir())
     }
 
-    fn with_programs(bin: &Path) -> Self {
-        let folder = tempfile::Builder::new().prefix("isolane-test-server-").tempdir().expect("a temporary folder");
+    fn with_programs(bin: &Path, parent: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("isolane-test-server-").tempdir_in(parent);
+        let folder = folder.expect("a temporary folder");
         let folder = folder.keep(); // the guardian removes it
         let user = server_user();
         if let Some(user) = &user {
