@@ -78,9 +78,10 @@ pub enum Setup {
     Kept,
 }
 
-/// A template for later runs: sealed, of that name, and marked.
+/// A template for later runs, or the spare of one: sealed, of that name, and marked.
 fn is_whole_template(line: &str) -> bool {
-    line.starts_with("database isolane_template_") && line.contains(" -1 f f ") && line.contains(" isolane template 1 ")
+    let is_called_so = ["template", "spare"].iter().any(|word| line.starts_with(&format!("database isolane_{word}_")));
+    is_called_so && line.contains(" -1 f f ") && line.contains(" isolane template 1 ")
 }
 
 /// A server with strangers' things on it, and a run that lives.
@@ -218,7 +219,8 @@ impl<'a> Scene<'a> {
     /// Removes the templates that were kept; what is left of them then comes back.
     pub fn remove_templates(&self, lab: &Lab) -> Vec<String> {
         let removed = lab.isolane("template remove --all").env("DATABASE_URL", self.database.url()).run();
-        let left = self.now().into_iter().filter(|line| line.contains("isolane_template_"));
+        let left =
+            self.now().into_iter().filter(|line| line.contains("isolane_template_") || line.contains("isolane_spare_"));
         let failed = (removed.status.code() != Some(0)).then(|| removed.all());
         left.map(|line| format!("kept: {line}")).chain(failed).collect()
     }

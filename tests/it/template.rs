@@ -299,6 +299,9 @@ fn a_lane_that_nobody_had_is_the_next_runs_first() {
     run(&lab, "", "sh count.sh; sleep 0.5").run().assert_code(0);
     assert_eq!(spares(), opened, "an open one is nobody's lane");
     assert_eq!(setups(&lab), 1);
+    // One whose template is gone is listed, and goes as a template does.
+    server.sql("postgres", &format!("DROP DATABASE {}", kept(&server)[0]));
+    assert_eq!(list(&lab).len(), 1);
     lab.isolane("template remove --all").run().assert_code(0);
     assert_eq!(server.snapshot(), before);
     database.assert_nothing_left(&lab);

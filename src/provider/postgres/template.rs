@@ -426,9 +426,14 @@ impl Server {
     /// All kept templates of the server.
     pub fn templates(&self) -> anyhow::Result<Vec<KeptTemplate>> {
         let mut users = users(self)?;
-        let (spares, templates): (Vec<_>, Vec<_>) = find(self, None)?.into_iter().partition(Found::is_spare);
+        let (spares, mut templates): (Vec<_>, Vec<_>) = find(self, None)?.into_iter().partition(Found::is_spare);
+        let is_of = |spare: &Found, template: &Found| spare.mark.fingerprint == template.mark.fingerprint;
+        // One whose template somebody dropped is there to be removed as well.
+        let (spares, alone): (Vec<_>, Vec<_>) =
+            spares.into_iter().partition(|spare| templates.iter().any(|template| is_of(spare, template)));
+        templates.extend(alone);
         let templates = templates.into_iter().map(|found| KeptTemplate {
-            has_spare: spares.iter().any(|spare| spare.mark.fingerprint == found.mark.fingerprint),
+            has_spare: spares.iter().any(|spare| is_of(spare, &found)),
             used_by: users.remove(&key(USE, &found.mark.fingerprint)).unwrap_or_default(),
             name: found.name,
             size: found.size,
