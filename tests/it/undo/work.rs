@@ -70,8 +70,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => Just(Step::Begin),
         3 => Just(Step::Commit),
         2 => Just(Step::Rollback),
-        2 => Just(Step::Savepoint),
-        2 => Just(Step::RollbackTo),
+        5 => Just(Step::Savepoint),
+        8 => Just(Step::RollbackTo),
         20 => (0..odd::WORK.len()).prop_map(|which| Step::Odd { which }),
     ]
 }
@@ -154,7 +154,8 @@ pub fn take(step: &Step, tables: &[(String, Vec<String>)], client: &mut Client) 
         Step::Begin => "BEGIN".to_owned(),
         Step::Commit => "COMMIT".to_owned(),
         Step::Rollback => "ROLLBACK".to_owned(),
-        Step::Savepoint => "SAVEPOINT s".to_owned(),
+        // Only a warning where there is a transaction already.
+        Step::Savepoint => "BEGIN; SAVEPOINT s".to_owned(),
         Step::RollbackTo => "ROLLBACK TO s".to_owned(),
         Step::Odd { which } => odd::WORK[*which].to_owned(),
         Step::Shape { which } => format!("ROLLBACK; {}", odd::SHAPE[*which]),
