@@ -245,6 +245,32 @@ def test_hangs(db):
 }
 
 #[test]
+fn a_run_that_is_killed_while_its_cluster_is_made_leaves_no_shared_memory() {
+    let lab = lab().with("DATABASE_URL", AWAY);
+    let run = lab.run("--isolation server", ["sleep", "600"]).start();
+    // A server that initdb works with has a negative number.
+    let made_by_initdb = || {
+        let notes = servers(&lab).into_iter().map(|server| fs::read_to_string(server.join("data/postmaster.pid")));
+        let its = notes.flatten().find(|note| note.starts_with('-'))?;
+        let line = fs::read(format!("/proc/{}/cmdline", its.lines().next()?.trim_start_matches('-'))).ok()?;
+        if !String::from_utf8_lossy(&line).contains("--single") {
+            return None;
+        }
+        its.lines().nth(6)?.split_whitespace().nth(1).map(str::to_owned).filter(|number| has_segment(number))
+    };
+    let mut segment = None;
+    wait_until("initdb is at work", || {
+        segment = made_by_initdb();
+        segment.is_some()
+    });
+    kill(run.pid(), Signal::SIGKILL).expect("it is there");
+    run.finish();
+    wait_until("the watchdog has left", || alive_in(lab.home()).is_empty());
+    assert!(!has_segment(&segment.expect("a number")));
+    lab.assert_nothing_left();
+}
+
+#[test]
 fn a_killed_run_leaves_no_server_no_folder_and_no_shared_memory() {
     let lab = lab().with("DATABASE_URL", AWAY);
     lab.file("test_hang.py", HANGING).file("isolane.toml", "isolation = \"server\"");

@@ -249,6 +249,7 @@ impl Cluster {
     /// is success.
     pub fn stop(&self) -> anyhow::Result<()> {
         let data = self.data();
+        end_makers_of(&data);
         // A server that is killed outright leaves shared memory behind; one that quits does not.
         let servers = servers_of(&data);
         // Programs that a session has started go as well.
@@ -282,7 +283,8 @@ impl Cluster {
         let note = self.data().join("postmaster.pid");
         let text = fs::read_to_string(&note).unwrap_or_default();
         let mut lines = text.lines();
-        let pid = lines.next().and_then(|line| line.trim().parse().ok());
+        // A server that initdb works with has a negative number.
+        let pid = lines.next().and_then(|line| line.trim().parse().ok()).map(i32::abs);
         // The seventh line: the key of the segment, and its number.
         let segment: Vec<_> = lines.nth(5).unwrap_or_default().split_whitespace().collect();
         let ([key, id], Some(pid)) = (&segment[..], pid) else { return Ok(()) };
@@ -328,6 +330,23 @@ fn servers_of(data: &Path) -> Vec<(i32, PidFd)> {
         words[0].ends_with(b"postgres") && words.get(1) == Some(&&b"-D"[..]) && words.get(2) == Some(&wanted)
     };
     held(is_its)
+}
+
+/// Ends an `initdb` that is still making this data. The servers that it works with hear that it is
+/// gone, and end in order, with their shared memory.
+fn end_makers_of(data: &Path) {
+    let wanted = data.as_os_str().as_encoded_bytes();
+    let makers = held(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+        words[0].ends_with(b"initdb") && words.windows(2).any(|pair| pair[0] == b"-D" && pair[1] == wanted)
+    });
+    let below = makers.iter().flat_map(|(pid, _)| process::all_below(*pid));
+    let below: Vec<_> = below.filter_map(|pid| PidFd::open(pid).ok()).collect();
+    for (_, maker) in &makers {
+        let _ = maker.signal(Signal::SIGKILL);
+    }
+    wait_for(below.iter(), QUITTING);
 }
 
 /// Processes that a dead server has left: they work in its data, under a title of their own.
