@@ -20,9 +20,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::postgres::capture::{self, Unwatched};
+use super::postgres::capture::{self, Unwatched, shape};
 use super::postgres::connection::{OWN_SETTINGS, readable};
-use super::postgres::renewal::{Renewals, SETTINGS_OF};
+use super::postgres::renewal::Renewals;
 use super::postgres::watch::watch;
 use super::{Access, NamedRow, Provider, Renewal, Resource, ResourceKind, Server, Shelf, Sink, Site};
 use crate::address::{Address, LOOPBACK, LaneTarget, PostgresAddress};
@@ -318,7 +318,8 @@ impl Servers {
         let client = session(port, ADMIN, &admin, ADMIN).or_else(|_| session(port, ADMIN, &admin, "template1"));
         let mut client = client?;
         if let Some(renewals) = self.renewals.as_ref().filter(|_| place != Place::Template) {
-            let settings = client.query_one(SETTINGS_OF, &[&database]).map_err(|error| readable(error.into()))?;
+            let settings =
+                client.query_one(&shape::settings_of("$1"), &[&database]).map_err(|error| readable(error.into()))?;
             renewals.has_settings(place, settings.get(0));
         }
         self.set_passwords(&mut client, self.verifier())

@@ -7,11 +7,11 @@ use anyhow::Context;
 use postgres::Client;
 use postgres::error::SqlState;
 
-use super::capture::{self, Unwatched};
+use super::capture::{self, Unwatched, shape};
 use super::connection::{self, readable};
 use super::dump::Programs;
 use super::facts::Facts;
-use super::renewal::{self, Renewals, SETTINGS_OF};
+use super::renewal::{self, Renewals};
 use super::server::Server;
 use super::setting::{self, Skipped};
 use super::template::{self, Kept, Wanted};
@@ -82,7 +82,7 @@ impl Databases {
             self.dress(&name)?;
         }
         if let Some(renewals) = self.renewals.as_ref().filter(|_| !self.facts.settings.is_empty()) {
-            let settings = self.server.maintenance.with(|client| client.query_one(SETTINGS_OF, &[&name]));
+            let settings = self.server.maintenance.with(|client| client.query_one(&shape::settings_of("$1"), &[&name]));
             renewals.has_settings(place, settings.map_err(readable)?.get(0));
         }
         if matches!(place, Place::Lane(_)) && !comes_watched {

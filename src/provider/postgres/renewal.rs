@@ -50,10 +50,6 @@ impl std::fmt::Debug for Renewals {
     }
 }
 
-/// The settings of a database, in words that can be compared.
-pub const SETTINGS_OF: &str = "SELECT coalesce(string_agg(coalesce(setrole::regrole::text, '') || ' ' || setconfig::text, ';' ORDER BY setrole), '')
-    FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = $1)";
-
 impl Renewals {
     /// Notes what settings a lane has from the beginning.
     pub fn has_settings(&self, place: Place, settings: String) {

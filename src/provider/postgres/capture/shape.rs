@@ -8,6 +8,7 @@
 //! look is taken only after a command that defines something.
 
 use postgres::Client;
+use postgres_protocol::escape::escape_literal;
 
 use crate::name::Identifier;
 
@@ -117,7 +118,7 @@ impl Watched {
         let content = format!(
             "SELECT ARRAY[hashtextextended(coalesce(sum(hashtextextended(c::text, 0)), 0)::text, 0)] FROM {name} AS c"
         );
-        let told = format!("SELECT {}", literal(&format!("materialized view {name}")));
+        let told = format!("SELECT {}", escape_literal(&format!("materialized view {name}")));
         Self { rows: format!("{name} AS c"), name, content, told, one: String::new() }
     }
 }
@@ -139,10 +140,6 @@ pub fn install(client: &mut Client, schema: &Identifier) -> Result<String, postg
     Ok(changed(schema, &watched, is_told) + &rewind(schema, &sequences) + &told)
 }
 
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
 /// SQL of the function that tells what has changed, if anything has.
 fn changed(schema: &Identifier, watched: &[Watched], is_told: bool) -> String {
     let (unless_told, forget) = if is_told {
@@ -159,7 +156,11 @@ fn changed(schema: &Identifier, watched: &[Watched], is_told: bool) -> String {
     let look: Vec<_> = watched
         .iter()
         .map(|it| {
-            format!("SELECT {}::text AS name, count(*) AS n, min(age(c.xmin)) AS a FROM {}", literal(&it.name), it.rows)
+            format!(
+                "SELECT {}::text AS name, count(*) AS n, min(age(c.xmin)) AS a FROM {}",
+                escape_literal(&it.name),
+                it.rows
+            )
         })
         .collect();
     let look = look.join("\n UNION ALL ");
@@ -167,7 +168,7 @@ fn changed(schema: &Identifier, watched: &[Watched], is_told: bool) -> String {
         .iter()
         .zip(1..)
         .map(|(it, rank)| {
-            let texts = [&it.name, &it.content, &it.told, &it.one].map(|text| literal(text)).join(", ");
+            let texts = [&it.name, &it.content, &it.told, &it.one].map(|text| escape_literal(text)).join(", ");
             format!("({rank}, {texts})")
         })
         .collect();
@@ -179,9 +180,7 @@ fn changed(schema: &Identifier, watched: &[Watched], is_told: bool) -> String {
          #variable_conflict use_column
          DECLARE its record; now_ bigint[]; found_ text; BEGIN
              IF NOT EXISTS (SELECT FROM {schema}.unbroken) THEN RETURN '{BROKEN}, and what it knew of rows is gone'; END IF;
-             SELECT string_agg(coalesce(setrole::regrole::text, '') || ' ' || setconfig::text, ';' ORDER BY setrole) INTO found_
-               FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database());
-             IF coalesce(found_, '') <> settings THEN RETURN 'changed: the settings of the database'; END IF;
+             IF ({now}) <> settings THEN RETURN 'changed: the settings of the database'; END IF;
              {unless_told}
              FOR its IN SELECT s.name, s.content, s.content_sql, s.told_sql, s.one, f.n FROM ({look}) AS f JOIN {schema}.shape AS s ON s.name = f.name
                  WHERE s.n <> f.n OR f.a < age(s.since) ORDER BY s.rank LOOP
@@ -214,6 +213,15 @@ fn changed(schema: &Identifier, watched: &[Watched], is_told: bool) -> String {
              END LOOP;
          END $isolane$;\n",
         known = known.join(",\n"),
+        now = settings_of("current_database()"),
+    )
+}
+
+/// SQL for the settings of a database, in words that can be compared.
+pub fn settings_of(database: &str) -> String {
+    format!(
+        "SELECT coalesce(string_agg(coalesce(setrole::regrole::text, '') || ' ' || setconfig::text, ';' ORDER BY setrole), '')
+           FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = {database})"
     )
 }
 

@@ -175,7 +175,7 @@ fn table(row: &Row) -> Table {
 }
 
 /// A name from the catalog, for SQL.
-fn quoted(name: &str) -> String {
+pub fn quoted(name: &str) -> String {
     Identifier::new(name).map_or_else(String::new, |name| name.to_string())
 }
 

@@ -10,10 +10,13 @@
 //! Sequences are compared one by one, catalogs by what is cheap to see of them (see
 //! [`super::shape`]). What cannot be undone is found out and said: the lane is made again then.
 
+use std::collections::HashMap;
+
 use postgres::{Client, Row};
+use postgres_protocol::escape::escape_literal;
 
 use super::shape;
-use super::table::{Form, Table};
+use super::table::{Form, Table, quoted};
 use crate::name::Identifier;
 
 /// Set in the session that undoes: what it writes is nobody's.
@@ -63,27 +66,25 @@ SELECT c.oid, CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid ELSE
 pub fn install(client: &mut Client, schema: &Identifier, tables: &[(i32, &Table)]) -> Result<String, postgres::Error> {
     let oids: Vec<u32> = tables.iter().map(|(_, table)| table.oid).collect();
     let anatomy = client.query(ANATOMY, &[&oids])?;
-    let rel_of = |oid: u32| tables.iter().find(|(_, table)| table.oid == oid).map(|(rel, _)| *rel);
+    let anatomy: HashMap<u32, &Row> = anatomy.iter().map(|row| (row.get("oid"), row)).collect();
+    let rels: HashMap<u32, i32> = tables.iter().map(|(rel, table)| (table.oid, *rel)).collect();
+    let mut wholes: HashMap<u32, Vec<Part>> = HashMap::new();
+    for (rel, table) in tables {
+        let Some(its) = anatomy.get(&table.oid) else { continue };
+        let part = Part { rel: *rel, sql: &table.sql, layout: its.get("layout") };
+        wholes.entry(its.get("root")).or_default().push(part);
+    }
     let mut sql = String::new();
     for (rel, table) in tables {
-        let Some(its) = anatomy.iter().find(|row| row.get::<_, u32>("oid") == table.oid) else { continue };
+        let Some(its) = anatomy.get(&table.oid) else { continue };
         let root: u32 = its.get("root");
-        let Some(root_rel) = rel_of(root) else { continue };
         if root != table.oid {
-            sql.push_str(&format!("INSERT INTO {schema}.part VALUES ({rel}, {root_rel});\n"));
+            if let Some(root) = rels.get(&root) {
+                sql.push_str(&format!("INSERT INTO {schema}.part VALUES ({rel}, {root});\n"));
+            }
             continue;
         }
-        let parts: Vec<Part> = tables
-            .iter()
-            .filter_map(|(rel, part)| {
-                let row = anatomy.iter().find(|row| row.get::<_, u32>("oid") == part.oid)?;
-                (row.get::<_, u32>("root") == root).then(|| Part {
-                    rel: *rel,
-                    sql: &part.sql,
-                    layout: row.get("layout"),
-                })
-            })
-            .collect();
+        let parts = wholes.remove(&root).unwrap_or_default();
         let (settings, body) = undo_rows(schema, table, its, &parts);
         sql.push_str(&format!(
             "CREATE FUNCTION {schema}.u{rel}() RETURNS void LANGUAGE plpgsql {settings} AS $isolane$\n#variable_conflict use_column\nBEGIN {body} END $isolane$;\n"
@@ -113,8 +114,8 @@ fn numbers<'a>(parts: impl Iterator<Item = &'a Part<'a>>) -> String {
 fn undo_rows(schema: &Identifier, table: &Table, its: &Row, parts: &[Part<'_>]) -> (&'static str, String) {
     let name = &table.sql;
     let refuse = |why: &str| {
-        let text = format!("{} cannot be undone: {why}", table.own_kind).replace('\'', "''");
-        ("", format!("RAISE EXCEPTION USING MESSAGE = '{text}';"))
+        let text = escape_literal(&format!("{} cannot be undone: {why}", table.own_kind));
+        ("", format!("RAISE EXCEPTION USING MESSAGE = {text};"))
     };
     if let Some(why) = its.get::<_, Option<String>>("odd") {
         return refuse(&why);
@@ -157,8 +158,8 @@ fn undo_rows(schema: &Identifier, table: &Table, its: &Row, parts: &[Part<'_>]) 
         let at = attnums.iter().position(|known| known == attnum);
         at.map_or(("text", true), |at| (types[at].as_str(), has_text[at]))
     };
-    let quoted = |name: &String| Identifier::new(name.as_str()).map_or_else(String::new, |name| name.to_string());
-    let key: Vec<_> = table.key.columns.iter().map(quoted).zip(table.attnums.iter().map(type_of)).collect();
+    let key: Vec<_> =
+        table.key.columns.iter().map(|name| quoted(name)).zip(table.attnums.iter().map(type_of)).collect();
     let keys = format!(
         "SELECT pg_catalog.unnest(keys) AS k FROM {schema}.event WHERE {of_it} AND op IN ('I', 'U') UNION SELECT key FROM {schema}.image WHERE {of_it}"
     );
@@ -232,13 +233,13 @@ fn undo(schema: &Identifier, told: &str) -> String {
              END IF;
              FOR root_ IN SELECT DISTINCT coalesce(p.root, e.rel) FROM (SELECT rel FROM {schema}.event UNION SELECT rel FROM {schema}.image) AS e
                  LEFT JOIN {schema}.part AS p ON p.rel = e.rel LOOP
-                 EXECUTE format('SELECT {quoted}.u%s()', root_);
+                 EXECUTE format({undo_rows}, root_);
              END LOOP;
              PERFORM {schema}.rewind();
              INSERT INTO {schema}.backlog SELECT * FROM {schema}.log WHERE rel = ANY ('{{{told}}}'::int[]);
              DELETE FROM {schema}.log; DELETE FROM {schema}.harvested; DELETE FROM {schema}.image;
              RETURN;
          END $isolane$;\n",
-        quoted = schema.to_string().replace('\'', "''"),
+        undo_rows = escape_literal(&format!("SELECT {schema}.u%s()")),
     )
 }
