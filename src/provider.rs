@@ -273,6 +273,8 @@ pub trait Provider: Site {
     fn claim(&self) -> anyhow::Result<()> {
         Ok(())
     }
+    /// The start is over: what was held open to make it quick may go.
+    fn goes_on(&self) {}
     /// What it is and how it separates lanes, for the summary.
     fn summary(&self) -> String;
     /// Whether lanes are made from a template of the run, which must be made first.

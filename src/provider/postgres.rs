@@ -34,7 +34,7 @@ use crate::secret::Secret;
 use crate::settings::{Fresh, Isolation, Settings, Track};
 use capture::{Unwatched, lookup};
 use claim::Claim;
-use connection::readable;
+use connection::{Ahead, KeptOpen, readable};
 use database::Databases;
 use facts::Facts;
 use renewal::Renewals;
@@ -57,6 +57,17 @@ pub struct Postgres {
     reason: String,
     has_setup: bool,
     claim: Mutex<Claimed>,
+    begun: Mutex<Begun>,
+}
+
+/// What makes the start quick, and is let go when the command runs.
+#[derive(Debug, Default)]
+struct Begun {
+    /// The session of the claim.
+    claim: Option<Ahead>,
+    /// The session that the facts were asked by, for the first lane.
+    #[expect(dead_code, reason = "it is there to be held")]
+    open: Option<KeptOpen>,
 }
 
 /// How far the run's claim has come.
@@ -69,6 +80,33 @@ enum Claimed {
     Passing(#[expect(dead_code, reason = "it is there to be held")] Box<Client>),
     /// Until the end.
     Held(Claim),
+}
+
+impl Begun {
+    /// Begins to log in where the claim will be. That is not in the user's own database, which
+    /// may be copied: nobody may be connected to it then.
+    fn begin(server: &Arc<Server>, address: &PostgresAddress, tag: &Tag) -> Self {
+        let claim = (address.database() != COMMON).then(|| {
+            let config = server.config_of(COMMON, &claim::application(tag));
+            Ahead::begin(move || claim::session(&config))
+        });
+        Self { claim, open: Some(server.maintenance.keep_open()) }
+    }
+}
+
+/// What the server says of the user's database. It is asked in another, by the session that
+/// makes databases later, where there will be one.
+fn facts_of(server: &Server, address: &PostgresAddress, isolation: Isolation) -> anyhow::Result<Facts> {
+    let makes_databases = !matches!(isolation, Isolation::Schema | Isolation::Shared);
+    if makes_databases {
+        let facts = server.maintenance.with(|client| Facts::ask(client, address.database())).map_err(readable)?;
+        if let Some(facts) = facts.filter(|facts| facts.may_connect) {
+            return Ok(facts);
+        }
+    }
+    // Where the login does not get into it, that says why.
+    let facts = server.own.with(|client| Facts::ask(client, address.database())).map_err(readable)?;
+    facts.with_context(|| format!("somebody dropped the database {} a moment ago", address.database()))
 }
 
 impl std::fmt::Debug for Claimed {
@@ -122,13 +160,16 @@ impl Postgres {
         suffix: String,
     ) -> anyhow::Result<Self> {
         let (has_setup, track) = (settings.setup.is_some(), &settings.track);
-        let databases = |server: &_, facts: &_, names: &_| Self::databases(server, address, facts, names, settings);
         let names = Names { tag: owner.run.tag(), suffix, owner: owner.clone() };
         let server = Arc::new(Server::new(address, &names.tag)?);
-        let facts = server.own.with(Facts::ask).map_err(readable)?;
+        let begun = Begun::begin(&server, address, &names.tag);
+        let is_kept = has_setup && settings.inputs.is_some();
+        let kept = if is_kept { Kept::begin(&server, address.database(), names.tag.as_str()) } else { Kept::default() };
+        let facts = facts_of(&server, address, settings.isolation)?;
+        let databases = || Self::databases(&server, address, &facts, &names, settings, kept);
         let (separation, reason) = match settings.isolation {
             Isolation::Database => match facts.no_databases(address) {
-                None => (databases(&server, &facts, &names), "as asked".to_owned()),
+                None => (databases(), "as asked".to_owned()),
                 Some(why) => bail!(Stop::not_started(format!(
                     "{why}; `ALTER ROLE {} CREATEDB` allows it, and --isolation schema does without",
                     address.user()
@@ -140,7 +181,7 @@ impl Postgres {
                 (Separation::Shared(shared), "as asked".to_owned())
             }
             Isolation::Auto | Isolation::None | Isolation::Server => match facts.no_databases(address) {
-                None => (databases(&server, &facts, &names), "the login may create databases".to_owned()),
+                None => (databases(), "the login may create databases".to_owned()),
                 Some(why) => (Self::schemas(&server, address, &facts, &names, root, track)?, why),
             },
         };
@@ -162,7 +203,12 @@ impl Postgres {
             reason,
             has_setup,
             claim: Mutex::default(),
+            begun: Mutex::new(begun),
         })
+    }
+
+    fn begun(&self) -> MutexGuard<'_, Begun> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn claimed(&self) -> MutexGuard<'_, Claimed> {
@@ -194,6 +240,7 @@ impl Postgres {
         facts: &Facts,
         names: &Names,
         settings: &Settings,
+        kept: Kept,
     ) -> Separation {
         Separation::Database(Databases {
             server: Arc::clone(server),
@@ -205,7 +252,7 @@ impl Postgres {
             track: settings.track.clone(),
             renewals: (settings.fresh == Fresh::Test).then(Renewals::default),
             unwatched: Unwatched::default(),
-            kept: Kept::default(),
+            kept,
         })
     }
 
@@ -266,8 +313,9 @@ impl Site for Postgres {
 
 impl Provider for Postgres {
     fn claim(&self) -> anyhow::Result<()> {
+        let config_of = |database: &str| self.server.config_of(database, &claim::application(&self.names.tag));
         let session_in = |database: &str| {
-            let config = self.server.config_of(database, &claim::application(&self.names.tag));
+            let config = config_of(database);
             claim::take(&config, &self.names.tag).map(|client| (client, config))
         };
         let held = |(client, config): (Option<Client>, _)| match client {
@@ -277,7 +325,11 @@ impl Provider for Postgres {
         let own = self.address.database();
         // Not in the database that is copied, because nobody may be connected to it then; and
         // not in template1, which is everybody's source, except for a moment.
-        let elsewhere = if own == COMMON { None } else { session_in(COMMON).ok() };
+        let ahead = self.begun().claim.take();
+        let elsewhere = ahead.and_then(|ahead| {
+            let client = claim::take_by(ahead.arrive().ok()?, &self.names.tag).ok()?;
+            Some((client, config_of(COMMON)))
+        });
         *self.claimed() = match (elsewhere, &self.separation) {
             (Some(session), _) => held(session),
             (None, Separation::Schema(_) | Separation::Shared(_)) => held(session_in(own)?),
@@ -288,6 +340,10 @@ impl Provider for Postgres {
             }
         };
         Ok(())
+    }
+
+    fn goes_on(&self) {
+        drop(std::mem::take(&mut *self.begun()));
     }
 
     fn summary(&self) -> String {

@@ -176,6 +176,7 @@ impl Started {
         }
         run.inventory.make(&run.providers, Place::Template, Some("setup"))?;
         if let Some(setup) = &run.settings.setup {
+            run.providers.iter().for_each(|provider| provider.goes_on());
             let began = Instant::now();
             command::set_up(setup, run, signals)?;
             self.setup_time += began.elapsed();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use postgres::fallible_iterator::FallibleIterator;
-use postgres::{Client, Config};
+use postgres::{Client, Config, SimpleQueryMessage};
 
 use super::connection;
 use crate::name::Tag;
@@ -18,9 +18,10 @@ const CLASS: i64 = 0x6973 << 48;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// A machine that is lost is found out within half a minute, and not after two hours. A
 /// claim waits as long as the run takes, which a server may have set a limit for.
-const PREPARE: &str = "SELECT set_config(name, value, false)
-    FROM (VALUES ('tcp_keepalives_idle', '10'), ('tcp_keepalives_interval', '5'), ('tcp_keepalives_count', '3'),
-                 ('idle_session_timeout', '0')) AS wanted (name, value) JOIN pg_settings USING (name)";
+const OUTLAST: &str = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
+    SELECT set_config('idle_session_timeout', '0', false) WHERE current_setting('server_version_num')::int >= 140000";
+/// Takes a lock if nobody has it.
+pub const LOCK: &str = "pg_try_advisory_lock";
 /// The advisory locks that any session holds, in whichever database.
 pub const HELD: &str = "FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted";
 /// The number that one was taken by; pg_locks divides it in two.
@@ -56,9 +57,19 @@ impl Claim {
 /// A session of `config` that holds the lock of `tag`; `None` where the run has one already,
 /// by another address of the same server.
 pub fn take(config: &Config, tag: &Tag) -> anyhow::Result<Option<Client>> {
+    take_by(session(config)?, tag)
+}
+
+/// The same with a session that is there.
+pub fn take_by(mut client: Client, tag: &Tag) -> anyhow::Result<Option<Client>> {
+    Ok(lock(&mut client, LOCK, key(tag))?.then_some(client))
+}
+
+/// A session to hold locks by for as long as the run takes.
+pub fn session(config: &Config) -> anyhow::Result<Client> {
     let mut client = connection::connect(config)?;
-    client.batch_execute(connection::OWN_SETTINGS)?;
-    Ok(lock(&mut client, key(tag)).map_err(anyhow::Error::new)?.then_some(client))
+    client.batch_execute(&format!("{}; {OUTLAST}", connection::OWN_SETTINGS))?;
+    Ok(client)
 }
 
 /// What the sessions are called that hold a lock. They do not count as the run's own, which
@@ -67,14 +78,11 @@ pub fn application(tag: &Tag) -> String {
     format!("isolane claim {tag}")
 }
 
-/// Prepares a session to hold a lock for as long as the run takes.
-pub fn outlast(client: &mut Client) -> Result<(), postgres::Error> {
-    client.query(PREPARE, &[]).map(drop)
-}
-
-fn lock(client: &mut Client, key: i64) -> Result<bool, postgres::Error> {
-    outlast(client)?;
-    client.query_one("SELECT pg_try_advisory_lock($1)", &[&key]).map(|row| row.get(0))
+/// Whether a function of the server's such as [`LOCK`] took the advisory lock of this number.
+pub fn lock(client: &mut Client, function: &str, key: i64) -> Result<bool, postgres::Error> {
+    // One message, where a statement with a parameter takes three.
+    let told = client.simple_query(&format!("SELECT {function}({key})"))?;
+    Ok(told.iter().any(|told| matches!(told, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"))))
 }
 
 fn hold(mut client: Client, config: &Config, key: i64, is_over: &AtomicBool) {
@@ -93,8 +101,8 @@ fn hold(mut client: Client, config: &Config, key: i64, is_over: &AtomicBool) {
 fn again(config: &Config, key: i64, is_over: &AtomicBool) -> Option<Client> {
     let (mut pause, longest) = PAUSES;
     while !is_over.load(Ordering::Relaxed) {
-        if let Ok(mut client) = connection::own_session(config)
-            && let Ok(true) = lock(&mut client, key)
+        if let Ok(mut client) = session(config)
+            && let Ok(true) = lock(&mut client, LOCK, key)
         {
             return Some(client);
         }

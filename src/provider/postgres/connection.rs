@@ -1,10 +1,11 @@
 //! Connections of isolane's own, and their errors in words.
 
 use std::error::Error as _;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use postgres::error::SqlState;
 use postgres::{Client, Config, NoTls};
 
@@ -69,6 +70,28 @@ pub fn connect(config: &Config) -> anyhow::Result<Client> {
             return Err(Stop::not_started(why_not(&error, config)));
         }
         std::thread::sleep(BREATH);
+    }
+}
+
+/// A session that logs in while something else is done: that takes some milliseconds, half of them
+/// on the server.
+pub struct Ahead(JoinHandle<anyhow::Result<Client>>);
+
+impl std::fmt::Debug for Ahead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ahead").finish_non_exhaustive()
+    }
+}
+
+impl Ahead {
+    /// Begins to log in.
+    pub fn begin(login: impl FnOnce() -> anyhow::Result<Client> + Send + 'static) -> Self {
+        Self(std::thread::spawn(login))
+    }
+
+    /// The session.
+    pub fn arrive(self) -> anyhow::Result<Client> {
+        self.0.join().unwrap_or_else(|_| Err(anyhow!("the login broke off")))
     }
 }
 
@@ -144,8 +167,8 @@ impl std::fmt::Debug for Pool {
 
 impl Pool {
     /// An empty pool.
-    pub fn new(configs: Vec<Config>) -> Self {
-        Self { configs, state: Mutex::default(), changed: Condvar::new() }
+    pub fn new(configs: Vec<Config>) -> Arc<Self> {
+        Arc::new(Self { configs, state: Mutex::default(), changed: Condvar::new() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -205,24 +228,25 @@ impl Pool {
     }
 
     fn connect(&self) -> Result<Client, Box<Refusal>> {
-        let mut first: Option<Box<Refusal>> = None;
+        let mut last = None;
         for config in &self.configs {
             let refusal = match own_session(config) {
                 Ok(client) => return Ok(client),
                 Err(error) => Box::new(Refusal { error, config: config.clone() }),
             };
             if !refusal.is_of_this_database() {
-                return Err(first.unwrap_or(refusal));
+                return Err(refusal);
             }
-            first.get_or_insert(refusal);
+            last = Some(refusal);
         }
-        Err(first.expect("a pool has an address"))
+        // That is the one that the user knows.
+        Err(last.expect("a pool has an address"))
     }
 
     /// Keeps idle sessions as long as what comes back lives.
-    pub fn keep_open(&self) -> KeptOpen<'_> {
+    pub fn keep_open(self: &Arc<Self>) -> KeptOpen {
         self.state().working += 1;
-        KeptOpen(self)
+        KeptOpen(Arc::clone(self))
     }
 
     fn give_back(&self, client: Option<Client>) {
@@ -239,9 +263,9 @@ impl Pool {
 
 /// Sessions of a pool stay open as long as this lives.
 #[derive(Debug)]
-pub struct KeptOpen<'a>(&'a Pool);
+pub struct KeptOpen(Arc<Pool>);
 
-impl Drop for KeptOpen<'_> {
+impl Drop for KeptOpen {
     fn drop(&mut self) {
         self.0.give_back(None);
     }
@@ -268,6 +292,8 @@ impl Refusal {
         let codes = [
             SqlState::INSUFFICIENT_PRIVILEGE,
             SqlState::INVALID_CATALOG_NAME,
+            // The server's list of who may come from where goes by databases, too.
+            SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
             SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
         ];
         self.error.code().is_some_and(|code| codes.contains(code))

@@ -19,6 +19,8 @@ pub struct Facts {
     pub may_create_databases: bool,
     pub may_create_roles: bool,
     pub may_create_schemas: bool,
+    /// Whether the login gets into the database.
+    pub may_connect: bool,
     may_copy: bool,
     /// Sessions of others in the user's database.
     others: i64,
@@ -42,36 +44,39 @@ SELECT current_setting('server_version') AS version_text,
        d.datistemplate OR pg_has_role(d.datdba, 'MEMBER') AS may_copy,
        pg_has_role(d.datdba, 'MEMBER') AS is_owner,
        has_database_privilege(d.oid, 'CREATE') AS may_create_schemas,
+       has_database_privilege(d.oid, 'CONNECT') AND d.datallowconn AS may_connect,
        quote_ident(pg_get_userbyid(d.datdba)) AS owner,
        pg_encoding_to_char(d.encoding) AS encoding, d.datcollate, d.datctype,
        to_jsonb(d) ->> 'datlocprovider' AS provider,
        coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale') AS locale,
-       (SELECT count(*) FROM pg_stat_activity a
+       -- The view of it would join every role and database.
+       (SELECT count(*) FROM pg_stat_get_activity(NULL) a
          WHERE a.datid = d.oid AND a.pid <> pg_backend_pid() AND coalesce(a.backend_type, 'client backend') = 'client backend'
            -- What others do is hidden from most logins, even what kind of session it is.
            -- Another run that looks in, as this one does, is gone in a moment.
            AND a.application_name NOT LIKE 'isolane run %') AS others,
-       d.datacl IS NOT NULL AS has_grants
+       d.datacl IS NOT NULL AS has_grants,
+       EXISTS (SELECT FROM pg_db_role_setting s WHERE s.setdatabase = d.oid) AS has_settings
   FROM pg_database d, pg_roles r
- WHERE d.datname = current_database() AND r.rolname = current_user";
+ WHERE d.datname = $1 AND r.rolname = current_user";
 
 const SETTINGS: &str = "
 SELECT quote_ident(r.rolname) AS role, unnest(s.setconfig) AS setting
   FROM pg_db_role_setting s JOIN pg_database d ON d.oid = s.setdatabase LEFT JOIN pg_roles r ON r.oid = s.setrole
- WHERE d.datname = current_database()";
+ WHERE d.datname = $1";
 
 const GRANTS: &str = "
 SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END AS grantee, a.privilege_type AS privilege
-  FROM pg_database d, aclexplode(d.datacl) a WHERE d.datname = current_database()";
+  FROM pg_database d, aclexplode(d.datacl) a WHERE d.datname = $1";
 
 impl Facts {
-    /// Asks in the user's database.
-    pub fn ask(client: &mut Client) -> Result<Self, postgres::Error> {
-        let row = client.query_one(QUESTIONS, &[])?;
-        let settings = client.query(SETTINGS, &[])?;
-        let grants = if row.get("has_grants") { Some(client.query(GRANTS, &[])?) } else { None };
+    /// Asks about a database, in whichever; `None` where the server has none of this name.
+    pub fn ask(client: &mut Client, database: &str) -> Result<Option<Self>, postgres::Error> {
+        let Some(row) = client.query_opt(QUESTIONS, &[&database])? else { return Ok(None) };
+        let settings = if row.get("has_settings") { client.query(SETTINGS, &[&database])? } else { Vec::new() };
+        let grants = if row.get("has_grants") { Some(client.query(GRANTS, &[&database])?) } else { None };
         let is_superuser = row.get("rolsuper");
-        Ok(Self {
+        Ok(Some(Self {
             version_text: row.get::<_, String>("version_text").split(' ').next().unwrap_or_default().to_owned(),
             version: row.get("version"),
             is_superuser,
@@ -79,6 +84,7 @@ impl Facts {
             may_create_databases: is_superuser || row.get("rolcreatedb"),
             may_create_roles: is_superuser || row.get("rolcreaterole"),
             may_create_schemas: row.get("may_create_schemas"),
+            may_connect: row.get("may_connect"),
             may_copy: row.get("may_copy"),
             others: row.get("others"),
             owner: row.get("owner"),
@@ -86,7 +92,7 @@ impl Facts {
             settings: settings.iter().map(|row| (row.get("role"), row.get("setting"))).collect(),
             grants: grants.map(|rows| rows.iter().map(|row| (row.get("grantee"), row.get("privilege"))).collect()),
             template0_options: template0_options(&row),
-        })
+        }))
     }
 
     /// Why there can be no database for each lane; `None` where there can.

@@ -4,6 +4,7 @@
 mod rows;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -35,9 +36,9 @@ pub struct Server {
     id: String,
     config: Config,
     /// Connections to the user's own database.
-    pub own: Pool,
+    pub own: Arc<Pool>,
     /// Connections for CREATE and DROP DATABASE, to a database that is no source.
-    pub maintenance: Pool,
+    pub maintenance: Arc<Pool>,
     application: String,
     tag: Tag,
     /// How often isolane itself was in lanes' own databases.
@@ -172,7 +173,7 @@ impl Server {
     }
 
     /// Keeps sessions open between two pieces of work.
-    pub fn keep_open(&self) -> (KeptOpen<'_>, KeptOpen<'_>) {
+    pub fn keep_open(&self) -> (KeptOpen, KeptOpen) {
         (self.own.keep_open(), self.maintenance.keep_open())
     }
 

@@ -19,7 +19,7 @@ use postgres::error::SqlState;
 use postgres_protocol::escape::escape_literal;
 
 use super::claim::{self, HELD, NUMBER};
-use super::connection::{self, readable};
+use super::connection::{self, Ahead, readable};
 use super::identifier;
 use super::server::{COMMON, Server};
 use crate::clock::Timestamp;
@@ -39,10 +39,10 @@ const TEMPLATES: &str = "
     SELECT d.datname::text AS name, c.description AS comment, d.datallowconn AS is_open, d.datconnlimit = -2 AS is_broken,
            d.datdba AS owner,
            -- It looks at every file, and is asked for where all are listed.
-           CASE WHEN $2::text IS NULL AND has_database_privilege(d.oid, 'CONNECT') AND d.datconnlimit <> -2 THEN pg_database_size(d.oid) END AS size,
-           EXISTS (SELECT FROM pg_stat_activity a WHERE a.datid = d.oid) AS has_sessions
+           CASE WHEN $2::text[] IS NULL AND has_database_privilege(d.oid, 'CONNECT') AND d.datconnlimit <> -2 THEN pg_database_size(d.oid) END AS size,
+           EXISTS (SELECT FROM pg_stat_get_activity(NULL) a WHERE a.datid = d.oid) AS has_sessions
       FROM pg_shdescription c JOIN pg_database d ON d.oid = c.objoid AND c.classoid = 'pg_database'::regclass
-     WHERE starts_with(c.description, $1) AND ($2::text IS NULL OR d.datname = $2) ORDER BY name";
+     WHERE starts_with(c.description, $1) AND ($2::text[] IS NULL OR d.datname = ANY ($2)) ORDER BY name";
 
 /// What the sessions are called that hold these locks.
 const APPLICATION: &str = "isolane template ";
@@ -66,8 +66,9 @@ impl Found {
     }
 }
 
-fn find(server: &Server, name: Option<&str>) -> anyhow::Result<Vec<Found>> {
-    let rows = server.maintenance.with(|client| client.query(TEMPLATES, &[&HEAD, &name])).map_err(readable)?;
+/// Those of these names, or all.
+fn find(server: &Server, names: Option<&[&str]>) -> anyhow::Result<Vec<Found>> {
+    let rows = server.maintenance.with(|client| client.query(TEMPLATES, &[&HEAD, &names])).map_err(readable)?;
     let found = rows.iter().filter_map(|row| {
         let name: String = row.get("name");
         let mark = TemplateMark::parse(row.get("comment"), &name)?;
@@ -92,27 +93,30 @@ fn mark_sql(name: &str, mark: &TemplateMark) -> anyhow::Result<String> {
     Ok(format!("COMMENT ON DATABASE {} IS {}", identifier(name)?, escape_literal(&mark.to_string())))
 }
 
-/// A session for these locks. All runs of a login have theirs in one database, because a lock
-/// counts in one only.
+/// A login to a session for these locks. All runs of a login have theirs in one database, because
+/// a lock counts in one only.
+fn login(server: &Server, otherwise: &str, tag: &str) -> impl FnOnce() -> anyhow::Result<Client> + use<> {
+    let [common, otherwise] =
+        [COMMON, otherwise].map(|database| server.config_of(database, &format!("{APPLICATION}{tag}")));
+    move || claim::session(&common).or_else(|_| claim::session(&otherwise))
+}
+
+/// A session for these locks.
 fn session(server: &Server, otherwise: &str, tag: &str) -> anyhow::Result<Client> {
-    let in_database = |database: &str| {
-        let mut client = connection::connect(&server.config_of(database, &format!("{APPLICATION}{tag}")))?;
-        client.batch_execute(connection::OWN_SETTINGS)?;
-        claim::outlast(&mut client)?;
-        Ok::<_, anyhow::Error>(client)
-    };
-    in_database(COMMON).or_else(|_| in_database(otherwise))
+    login(server, otherwise, tag)()
 }
 
 fn lock(client: &mut Client, function: &str, key: i64) -> anyhow::Result<bool> {
-    let sql = format!("SELECT {function}($1)");
-    let row = client.query_one(&sql, &[&key]).map_err(|error| readable(error.into()))?;
-    Ok(row.get(0))
+    claim::lock(client, function, key).map_err(|error| readable(error.into()))
 }
 
 /// The template of one run.
 #[derive(Debug, Default)]
-pub struct Kept(Mutex<Option<Box<Held>>>);
+pub struct Kept {
+    held: Mutex<Option<Box<Held>>>,
+    /// The session that the locks will be held by.
+    ahead: Mutex<Option<Ahead>>,
+}
 
 struct Held {
     session: Client,
@@ -120,8 +124,8 @@ struct Held {
     stage: Stage,
     /// It had been opened, and is closed again.
     was_open: bool,
-    /// Whether a lane was made of the spare, or there was none.
-    has_tried_spare: bool,
+    /// There was a spare, and no lane was made of it.
+    has_spare: bool,
 }
 
 impl std::fmt::Debug for Held {
@@ -155,8 +159,13 @@ pub struct Wanted<'a> {
 }
 
 impl Kept {
+    /// Begins to log in, where a template will be looked for.
+    pub fn begin(server: &Server, own: &str, tag: &str) -> Self {
+        Self { ahead: Mutex::new(Some(Ahead::begin(login(server, own, tag)))), held: Mutex::default() }
+    }
+
     fn held(&self) -> MutexGuard<'_, Option<Box<Held>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks for it, and takes the lock on it, or on building it.
@@ -164,12 +173,14 @@ impl Kept {
         let Wanted { server, own, fingerprint, .. } = *wanted;
         let mut held = self.held();
         if held.is_none() {
-            let session = session(server, own, wanted.tag)?;
+            let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let session = ahead.map_or_else(login(server, own, wanted.tag), Ahead::arrive)?;
             let mark = TemplateMark::new(fingerprint, wanted.host, wanted.command, Timestamp::now());
-            *held =
-                Some(Box::new(Held { session, mark, stage: Stage::Sought, was_open: false, has_tried_spare: false }));
+            *held = Some(Box::new(Held { session, mark, stage: Stage::Sought, was_open: false, has_spare: false }));
         }
-        let Some(Held { session, mark, stage, was_open, .. }) = held.as_deref_mut() else { return Ok(Shelf::None) };
+        let Some(Held { session, mark, stage, was_open, has_spare }) = held.as_deref_mut() else {
+            return Ok(Shelf::None);
+        };
         // Who removes it is gone in a moment.
         if !lock(session, "pg_try_advisory_lock_shared", key(USE, fingerprint))? {
             return Ok(Shelf::Busy);
@@ -177,16 +188,16 @@ impl Kept {
         let mut found = its(server, fingerprint)?;
         let had_to_look_twice = found.is_none();
         if had_to_look_twice {
-            if !lock(session, "pg_try_advisory_lock", key(BUILD, fingerprint))? {
+            if !lock(session, claim::LOCK, key(BUILD, fingerprint))? {
                 session.batch_execute("SELECT pg_advisory_unlock_all()")?;
                 return Ok(Shelf::Busy);
             }
             // Whoever built it may have come to an end between the look and the lock.
             found = its(server, fingerprint)?;
         }
-        let Some(found) = found else {
+        let Some((found, its_spare)) = found else {
             // What is left of a removal that was cut off can be nothing but removed.
-            for broken in find(server, Some(&name_of(fingerprint)))?.into_iter().filter(|found| found.is_broken) {
+            for broken in find(server, Some(&[&name_of(fingerprint)]))?.into_iter().filter(|found| found.is_broken) {
                 server.drop_database(&broken.name)?;
             }
             *stage = Stage::Building;
@@ -205,8 +216,7 @@ impl Kept {
             }
             *was_open = found.is_open;
         }
-        *mark = found.mark;
-        *stage = Stage::Found;
+        (*mark, *stage, *has_spare) = (found.mark, Stage::Found, its_spare);
         let now = Timestamp::now();
         if mark.used.age(now) >= MINUTE {
             mark.used = now;
@@ -234,11 +244,7 @@ impl Kept {
     /// Makes the spare, if there is one, the database `lane`, which carries `mark`.
     pub fn take_spare(&self, server: &Server, lane: &str, mark: &str) -> anyhow::Result<bool> {
         let Some(fingerprint) = self.untried_spare() else { return Ok(false) };
-        let spare = spare_of(&fingerprint);
-        if find(server, Some(&spare))?.iter().all(|found| found.is_broken || found.is_open) {
-            return Ok(false);
-        }
-        let (spare, lane) = (identifier(&spare)?, identifier(lane)?);
+        let (spare, lane) = (identifier(&spare_of(&fingerprint))?, identifier(lane)?);
         // Three statements in one message are one transaction.
         let sql = format!(
             "ALTER DATABASE {spare} RENAME TO {lane}; ALTER DATABASE {lane} ALLOW_CONNECTIONS true; COMMENT ON DATABASE {lane} IS {}",
@@ -248,18 +254,18 @@ impl Kept {
         Ok(server.maintenance.with(|client| client.batch_execute(&sql)).is_ok())
     }
 
-    /// The fingerprint, for the first who asks while this run has a kept template.
+    /// The fingerprint, for the first who asks while there is a spare.
     fn untried_spare(&self) -> Option<String> {
         let mut held = self.held();
-        let held = held.as_mut().filter(|held| held.stage == Stage::Found && !held.has_tried_spare)?;
-        held.has_tried_spare = true;
+        let held = held.as_mut().filter(|held| held.stage == Stage::Found && held.has_spare)?;
+        held.has_spare = false;
         Some(held.mark.fingerprint.clone())
     }
 
     /// Whether the next run would be glad of a spare.
     pub fn wants_spare(&self, server: &Server) -> bool {
         let Some(fingerprint) = self.kept_fingerprint() else { return false };
-        find(server, Some(&spare_of(&fingerprint))).is_ok_and(|found| found.is_empty())
+        find(server, Some(&[&spare_of(&fingerprint)])).is_ok_and(|found| found.is_empty())
     }
 
     fn kept_fingerprint(&self) -> Option<String> {
@@ -272,7 +278,7 @@ impl Kept {
     pub fn give_spare(&self, server: &Server, lane: &str) -> anyhow::Result<bool> {
         let Some(fingerprint) = self.kept_fingerprint() else { return Ok(false) };
         // The template's own, so that both tell the same.
-        let Some(template) = its(server, &fingerprint)? else { return Ok(false) };
+        let Some((template, _)) = its(server, &fingerprint)? else { return Ok(false) };
         server.end_sessions_in(lane)?;
         let (spare, lane) = (spare_of(&fingerprint), identifier(lane)?);
         let sql = format!(
@@ -346,10 +352,13 @@ pub fn session_of(wanted: &Wanted<'_>) -> anyhow::Result<Client> {
     session(wanted.server, wanted.own, wanted.tag)
 }
 
-/// The whole template of this fingerprint.
-fn its(server: &Server, fingerprint: &str) -> anyhow::Result<Option<Found>> {
-    let found = find(server, Some(&name_of(fingerprint)))?;
-    Ok(found.into_iter().find(|found| !found.is_broken && found.mark.fingerprint == fingerprint))
+/// The whole template of this fingerprint, and whether it has a spare.
+fn its(server: &Server, fingerprint: &str) -> anyhow::Result<Option<(Found, bool)>> {
+    let mut found = find(server, Some(&[&name_of(fingerprint), &spare_of(fingerprint)]))?;
+    found.retain(|found| !found.is_broken && found.mark.fingerprint == fingerprint);
+    let (spares, templates): (Vec<_>, Vec<_>) = found.into_iter().partition(Found::is_spare);
+    let has_spare = spares.iter().any(|spare| !spare.is_open);
+    Ok(templates.into_iter().next().map(|template| (template, has_spare)))
 }
 
 /// Lets nobody in any more: a session in it would stop every copy.
@@ -389,16 +398,16 @@ pub fn limit(server: &Server, user_database: &str, own: &str, limit: usize) -> a
 fn remove(server: &Server, user_database: &str, found: &Found) -> anyhow::Result<Removal> {
     let fingerprint = &found.mark.fingerprint;
     let mut session = session(server, user_database, "remove")?;
-    let is_free = lock(&mut session, "pg_try_advisory_lock", key(USE, fingerprint))?;
+    let is_free = lock(&mut session, claim::LOCK, key(USE, fingerprint))?;
     let mut users = users(server)?.remove(&key(USE, fingerprint)).unwrap_or_default();
     users.retain(|user| user != "remove");
     if !is_free || !users.is_empty() {
         return Ok(Removal::InUse(users));
     }
     // The look was before the lock.
-    let is_still = find(server, Some(&found.name))?.iter().any(|now| now.mark.fingerprint == *fingerprint);
+    let is_still = find(server, Some(&[&found.name]))?.iter().any(|now| now.mark.fingerprint == *fingerprint);
     let spare = spare_of(fingerprint);
-    if find(server, Some(&spare))?.iter().any(|now| now.mark.fingerprint == *fingerprint) {
+    if find(server, Some(&[&spare]))?.iter().any(|now| now.mark.fingerprint == *fingerprint) {
         server.drop_database(&spare).with_context(|| format!("cannot remove the spare {spare}"))?;
     }
     if is_still {
@@ -444,7 +453,7 @@ impl Server {
 
     /// Removes a kept template, unless a run uses it.
     pub fn remove_template(&self, template: &KeptTemplate, user_database: &str) -> anyhow::Result<Removal> {
-        let Some(found) = find(self, Some(&template.name))?.into_iter().next() else { return Ok(Removal::Removed) };
+        let Some(found) = find(self, Some(&[&template.name]))?.into_iter().next() else { return Ok(Removal::Removed) };
         remove(self, user_database, &found)
     }
 }

@@ -94,7 +94,8 @@ impl Source {
                 )));
             }
         };
-        let facts = Facts::ask(&mut client).map_err(|error| readable(error.into()))?;
+        let facts = Facts::ask(&mut client, address.database()).map_err(|error| readable(error.into()))?;
+        let facts = facts.context("somebody dropped it a moment ago")?;
         // Of a standby, or by a login that may not ask, nothing is known, and nothing is kept.
         let fingerprint = client.query_opt(FINGERPRINT, &[]).ok().flatten().and_then(|row| row.get(0));
         Ok(Found::There(Box::new(Self { address: address.clone(), facts, application, fingerprint })))
