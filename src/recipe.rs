@@ -24,7 +24,7 @@ const COMPILED: &str = "__pycache__";
 pub struct Recipe {
     /// The command, without passwords.
     pub command: String,
-    digest: [u8; 32],
+    digest: String,
 }
 
 impl Recipe {
@@ -37,30 +37,29 @@ impl Recipe {
                 "--setup-input says what --setup makes the pristine state from, and there is no --setup: name both, or neither",
             ));
         };
-        let mut digest = Sha256::new();
-        add(&mut digest, setup.command.as_bytes());
+        let mut parts = vec![setup.command.clone().into_bytes()];
         for (name, path) in files(inputs)? {
-            add(&mut digest, name.as_os_str().as_encoded_bytes());
-            add(&mut digest, &content(&path).map_err(|error| unreadable(&path, &error))?);
+            parts.push(name.into_os_string().into_encoded_bytes());
+            parts.push(content(&path).map_err(|error| unreadable(&path, &error))?.to_vec());
         }
-        Ok(Some(Self { command: mask_command(&setup.command), digest: digest.finalize().into() }))
+        Ok(Some(Self { command: mask_command(&setup.command), digest: digest(parts) }))
     }
 
     /// What this recipe makes where the rest is `surroundings`: 64 hex digits.
     pub fn fingerprint(&self, surroundings: &[&str]) -> String {
-        let mut digest = Sha256::new();
-        add(&mut digest, &self.digest);
-        for text in surroundings {
-            add(&mut digest, text.as_bytes());
-        }
-        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        digest(std::iter::once(self.digest.as_str()).chain(surroundings.iter().copied()))
     }
 }
 
-/// Adds one of several parts, so that no two lists of parts are alike.
-fn add(digest: &mut Sha256, part: &[u8]) {
-    digest.update((part.len() as u64).to_be_bytes());
-    digest.update(part);
+/// The digest of several parts, such that no two lists of parts have the same: 64 hex digits.
+pub fn digest(parts: impl IntoIterator<Item: AsRef<[u8]>>) -> String {
+    let mut digest = Sha256::new();
+    for part in parts {
+        let part = part.as_ref();
+        digest.update((part.len() as u64).to_be_bytes());
+        digest.update(part);
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn content(path: &Path) -> std::io::Result<[u8; 32]> {

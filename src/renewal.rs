@@ -21,12 +21,12 @@ pub struct Renewed {
 pub fn renew(run: &Run, place: Place, is_alone: bool) -> anyhow::Result<Renewed> {
     let mut renewed = Renewed::default();
     for provider in &run.providers {
-        // A role is nothing that a test writes into, and the lane's own directory holds what it still
-        // has open.
-        let resources: Vec<_> = provider.plan(place).into_iter().filter(|it| it.kind != ResourceKind::Role).collect();
+        // It holds what the test still has open.
         if provider.id() == Directories::ID {
             continue;
         }
+        // A role is nothing that a test writes into.
+        let resources: Vec<_> = provider.plan(place).into_iter().filter(|it| it.kind != ResourceKind::Role).collect();
         let Some(first) = resources.first() else { continue };
         fault::before(Step::Renew)?;
         let renewal = run.inventory.in_turn(first, || provider.renew(place, is_alone));

@@ -31,8 +31,8 @@ use crate::mark::Owner;
 use crate::name::{Identifier, Place, Tag};
 use crate::recipe::Recipe;
 use crate::secret::Secret;
-use crate::settings::{Fresh, Isolation, Settings, Track};
-use capture::{Unwatched, lookup};
+use crate::settings::{Isolation, Settings, Track};
+use capture::lookup;
 use claim::Claim;
 use connection::{Ahead, KeptOpen, readable};
 use database::Databases;
@@ -44,6 +44,7 @@ use server::{COMMON, maintenance_databases};
 use setting::Skipped;
 use shared::Shared;
 use template::Kept;
+use watch::Watching;
 
 /// The lanes of one PostgreSQL database.
 #[derive(Debug)]
@@ -249,9 +250,7 @@ impl Postgres {
             dump_because: facts.no_copy(address),
             facts: facts.clone(),
             skipped: Skipped::default(),
-            track: settings.track.clone(),
-            renewals: (settings.fresh == Fresh::Test).then(Renewals::default),
-            unwatched: Unwatched::default(),
+            watching: Watching::new(settings),
             kept,
         })
     }
@@ -360,13 +359,13 @@ impl Provider for Postgres {
             Separation::Schema(_) => Vec::new(),
         };
         let unwatched = match &self.separation {
-            Separation::Database(databases) => databases.unwatched.why(),
+            Separation::Database(databases) => databases.watching.unwatched.why(),
             Separation::Schema(schemas) => schemas.unwatched.why(),
             Separation::Shared(_) => None,
         };
         let unwatched = unwatched.map(|why| format!("; rows are not watched: {why}")).unwrap_or_default();
         let not_undone = match &self.separation {
-            Separation::Database(Databases { renewals: Some(renewals), .. }) => renewals.impossible(),
+            Separation::Database(databases) => databases.watching.renewals.as_ref().and_then(Renewals::impossible),
             _ => None,
         };
         let not_undone = not_undone.map(|why| format!("; copied again for each test: {why}")).unwrap_or_default();

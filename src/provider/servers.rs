@@ -20,10 +20,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::postgres::capture::{self, Unwatched, shape};
+use super::postgres::capture::{self, shape};
 use super::postgres::connection::{OWN_SETTINGS, readable};
-use super::postgres::renewal::Renewals;
-use super::postgres::watch::watch;
+use super::postgres::watch::Watching;
 use super::{Access, NamedRow, Provider, Renewal, Resource, ResourceKind, Server, Shelf, Sink, Site};
 use crate::address::{Address, LOOPBACK, LaneTarget, PostgresAddress};
 use crate::error::one_line;
@@ -33,7 +32,7 @@ use crate::name::{Identifier, Place, Tag};
 use crate::os::port::{BLOCK, PortBlock};
 use crate::recipe::Recipe;
 use crate::secret::Secret;
-use crate::settings::{Fresh, Settings, Track};
+use crate::settings::Settings;
 use cache::Cache;
 pub use cluster::stop_below;
 use cluster::{ADMIN, Cluster, NotUp, Running};
@@ -76,11 +75,7 @@ pub struct Servers {
     blocks: Mutex<Vec<PortBlock>>,
     running: Mutex<HashMap<Place, Running>>,
     verifier: OnceLock<String>,
-    track: Track,
-    /// Why rows are not watched, where they should be.
-    unwatched: Unwatched,
-    /// Where lanes become as their template again for each test: what that needs.
-    renewals: Option<Renewals>,
+    watching: Watching,
 }
 
 /// What the prepared cluster has.
@@ -142,9 +137,7 @@ impl Servers {
             blocks: Mutex::default(),
             running: Mutex::default(),
             verifier: OnceLock::new(),
-            track: settings.track.clone(),
-            unwatched: Unwatched::default(),
-            renewals: (settings.fresh == Fresh::Test).then(Renewals::default),
+            watching: Watching::new(settings),
         };
         if let Some((name, fingerprint)) = servers.prepared() {
             *locked(&servers.kept) = servers.cache.find(&name, &fingerprint);
@@ -170,23 +163,17 @@ impl Servers {
 
     /// What is written down in lanes, in words: it comes with the prepared cluster.
     fn watched(&self) -> String {
-        format!("{} {:?} {}", capture::VERSION, self.track, self.renewals.is_some())
+        format!("{} {:?} {}", capture::VERSION, self.watching.track, self.watching.renewals.is_some())
     }
 
     /// Watches the rows of the user's database in the template.
     fn watch(&self, port: u16) {
-        if self.track.is_off() && self.renewals.is_none() {
-            return;
-        }
         let (user, database) = (self.address.user(), self.address.database());
-        let watched = session(port, user, &self.password, database).and_then(|mut client| {
+        self.watching.begin(user, || {
+            let mut client = session(port, user, &self.password, database)?;
             client.batch_execute(OWN_SETTINGS)?;
-            watch(&mut client, &self.track, self.renewals.as_ref(), user)
+            Ok(client)
         });
-        if let (Some(renewals), Err(error)) = (&self.renewals, &watched) {
-            renewals.is_impossible(one_line(error));
-        }
-        self.unwatched.note(watched);
     }
 
     /// The server of a lane, as one that could be anywhere.
@@ -317,7 +304,7 @@ impl Servers {
         // Should tests or setup have dropped that database, this one stays.
         let client = session(port, ADMIN, &admin, ADMIN).or_else(|_| session(port, ADMIN, &admin, "template1"));
         let mut client = client?;
-        if let Some(renewals) = self.renewals.as_ref().filter(|_| place != Place::Template) {
+        if let Some(renewals) = self.watching.renewals.as_ref().filter(|_| place != Place::Template) {
             let settings =
                 client.query_one(&shape::settings_of("$1"), &[&database]).map_err(|error| readable(error.into()))?;
             renewals.has_settings(place, settings.get(0));
@@ -399,7 +386,8 @@ impl Provider for Servers {
             Content::Empty(None) => format!("with an empty database {database}, because no database is named"),
             Content::Empty(Some(why)) => format!("with an empty database {database} ({why})"),
         };
-        let unwatched = self.unwatched.why().map(|why| format!(" (rows are not watched: {why})")).unwrap_or_default();
+        let unwatched =
+            self.watching.unwatched.why().map(|why| format!(" (rows are not watched: {why})")).unwrap_or_default();
         format!("PostgreSQL {}, a server for each lane, {what}{unwatched}", self.programs.version_text)
     }
 
@@ -503,7 +491,7 @@ impl Provider for Servers {
     }
 
     fn renew(&self, place: Place, is_alone: bool) -> Renewal {
-        let Some(renewals) = &self.renewals else { return Renewal::default() };
+        let Some(renewals) = &self.watching.renewals else { return Renewal::default() };
         match self.server(place) {
             Ok(server) => renewals.renew(&server, place, self.address.database(), is_alone),
             Err(error) => Renewal::changed(one_line(&error)),

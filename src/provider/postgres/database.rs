@@ -7,7 +7,7 @@ use anyhow::Context;
 use postgres::Client;
 use postgres::error::SqlState;
 
-use super::capture::{self, Unwatched, shape};
+use super::capture::{self, shape};
 use super::connection::{self, readable};
 use super::dump::Programs;
 use super::facts::Facts;
@@ -15,7 +15,7 @@ use super::renewal::{self, Renewals};
 use super::server::Server;
 use super::setting::{self, Skipped};
 use super::template::{self, Kept, Wanted};
-use super::watch::{no_undoing, watch};
+use super::watch::{Watching, no_undoing};
 use super::{Names, identifier};
 use crate::address::PostgresAddress;
 use crate::error::one_line;
@@ -23,7 +23,6 @@ use crate::fault::{self, Step};
 use crate::name::Place;
 use crate::provider::{Renewal, Resource, Shelf};
 use crate::recipe::Recipe;
-use crate::settings::Track;
 
 /// Databases as lanes.
 #[derive(Debug)]
@@ -41,11 +40,7 @@ pub struct Databases {
     /// Settings that lanes have to do without.
     pub skipped: Skipped,
     /// Which rows are watched.
-    pub track: Track,
-    /// Why rows are not watched, where they should be.
-    pub unwatched: Unwatched,
-    /// Where lanes become as their template again for each test: what that needs.
-    pub renewals: Option<Renewals>,
+    pub watching: Watching,
     /// The template that outlives the run.
     pub kept: Kept,
 }
@@ -56,69 +51,66 @@ impl Databases {
         // A login takes as long as most of what follows.
         let _open = self.server.maintenance.keep_open();
         let name = self.names.of(place);
-        let has_template = self.has_template(has_setup);
-        let comes_watched = matches!(place, Place::Lane(_) | Place::Spare) && has_template;
-        let mut is_dressed = false;
-        match place {
-            Place::Run => return self.create_empty(&name, place),
-            // Setup builds from nothing, as on a new machine.
-            Place::Template if has_setup => self.create_empty(&name, place)?,
-            Place::Lane(_) if self.kept.take_spare(&self.server, &name, &self.names.mark(place))? => is_dressed = true,
-            Place::Lane(_) | Place::Spare if has_template => match self.kept_source()? {
-                Some(kept) => {
-                    self.create_copy(&name, place, &kept).map_err(|error| template::explain(error, &kept))?;
-                }
-                None => self.create_copy(&name, place, &self.names.of(Place::Template)).map_err(readable)?,
-            },
-            _ if self.dump_because.is_some() || self.is_source_in_use()? => self.create_by_dump(&name, place)?,
-            _ => {
-                let copied = self.create_copy(&name, place, self.source.database());
-                let in_use = copied.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::OBJECT_IN_USE));
-                // Somebody came in between.
-                if in_use { self.create_by_dump(&name, place)? } else { copied.map_err(readable)? }
-            }
+        if place == Place::Run {
+            return self.create_empty(&name, place);
         }
-        if !is_dressed {
+        let is_lane = matches!(place, Place::Lane(_));
+        let is_copy = place != Place::Template && self.has_template(has_setup);
+        // The spare has all that a copy lacks.
+        if !(is_lane && self.kept.take_spare(&self.server, &name, &self.names.mark(place))?) {
+            match place {
+                _ if is_copy => self.create_of_template(&name, place)?,
+                // Setup builds from nothing, as on a new machine.
+                Place::Template if has_setup => self.create_empty(&name, place)?,
+                _ => self.create_of_source(&name, place)?,
+            }
             self.dress(&name)?;
         }
-        if let Some(renewals) = self.renewals.as_ref().filter(|_| !self.facts.settings.is_empty()) {
+        if let Some(renewals) = self.watching.renewals.as_ref().filter(|_| !self.facts.settings.is_empty()) {
             let settings = self.server.maintenance.with(|client| client.query_one(&shape::settings_of("$1"), &[&name]));
             renewals.has_settings(place, settings.map_err(readable)?.get(0));
         }
-        if matches!(place, Place::Lane(_)) && !comes_watched {
+        // What is written down in a copy is written down in its template.
+        if is_lane && !is_copy {
             self.watch(&name);
-        } else if let Some(mend) = self.renewals.as_ref().filter(|_| comes_watched).and_then(Renewals::mend) {
+        } else if let Some(mend) = self.watching.renewals.as_ref().filter(|_| is_copy).and_then(Renewals::mend) {
             self.server.visit(&name)?.batch_execute(mend)?;
         }
         Ok(())
     }
 
+    fn create_of_template(&self, name: &str, place: Place) -> anyhow::Result<()> {
+        match self.kept_source()? {
+            Some(kept) => self.create_copy(name, place, &kept).map_err(|error| template::explain(error, &kept)),
+            None => self.create_copy(name, place, &self.names.of(Place::Template)).map_err(readable),
+        }
+    }
+
+    /// A copy of the user's own database.
+    fn create_of_source(&self, name: &str, place: Place) -> anyhow::Result<()> {
+        if self.dump_because.is_some() || self.is_source_in_use()? {
+            return self.create_by_dump(name, place);
+        }
+        let copied = self.create_copy(name, place, self.source.database());
+        // Somebody came in between.
+        let in_use = copied.as_ref().is_err_and(|e| connection::code(e) == Some(&SqlState::OBJECT_IN_USE));
+        if in_use { self.create_by_dump(name, place) } else { copied.map_err(readable) }
+    }
+
     /// Whether lanes are copies of a template of the run's own. What becomes as it was needs one:
     /// the user's own may change meanwhile.
     pub fn has_template(&self, has_setup: bool) -> bool {
-        has_setup || self.dump_because.is_some() || self.renewals.is_some()
+        has_setup || self.dump_because.is_some() || self.watching.renewals.is_some()
     }
 
-    /// Puts triggers on the tables of a lane or of the template. Where that does not go, the
-    /// lane is as good for its tests.
+    /// Puts triggers on the tables of a lane or of the template.
     fn watch(&self, name: &str) {
-        if self.track.is_off() && self.renewals.is_none() {
-            return;
-        }
-        let watched = self.watch_now(name);
-        if let (Some(renewals), Err(error)) = (&self.renewals, &watched) {
-            renewals.is_impossible(one_line(error));
-        }
-        self.unwatched.note(watched);
-    }
-
-    fn watch_now(&self, name: &str) -> anyhow::Result<()> {
-        watch(&mut self.server.visit(name)?, &self.track, self.renewals.as_ref(), self.source.user())
+        self.watching.begin(self.source.user(), || Ok(self.server.visit(name)?));
     }
 
     /// Whether lanes are to become as the template again, and the login may do that.
     fn may_undo(&self) -> anyhow::Result<bool> {
-        let Some(renewals) = &self.renewals else { return Ok(false) };
+        let Some(renewals) = &self.watching.renewals else { return Ok(false) };
         let refusal = self.server.own.with(|client| Ok(renewal::refusal(client)))?;
         if let Some(why) = &refusal {
             renewals.is_impossible(no_undoing(why, self.source.user()));
@@ -128,7 +120,7 @@ impl Databases {
 
     /// Makes a lane's database as the template again, or tells why it has to be copied again.
     pub fn renew(&self, place: Place, is_alone: bool) -> Renewal {
-        let Some(renewals) = &self.renewals else { return Renewal::default() };
+        let Some(renewals) = &self.watching.renewals else { return Renewal::default() };
         renewals.renew(&self.server, place, &self.names.of(place), is_alone)
     }
 
@@ -240,7 +232,7 @@ impl Databases {
     /// Whether no session but isolane's own ever was in any of these, not even one that filled it.
     pub fn are_untouched(&self, lanes: &[Resource]) -> anyhow::Result<bool> {
         // Sessions are counted since PostgreSQL 14, and at once since 15.
-        let counts_anew = self.renewals.as_ref().is_some_and(Renewals::was_again);
+        let counts_anew = self.watching.renewals.as_ref().is_some_and(Renewals::was_again);
         if self.facts.version < 150_000 || lanes.is_empty() || counts_anew {
             return Ok(false);
         }
@@ -295,7 +287,7 @@ impl Databases {
             // What the setup makes belongs to the login, and the database to the owner.
             format!("{} {owner} {}", self.source.user(), self.facts.is_owner),
             format!("{settings:?} {grants:?}"),
-            format!("{} {:?} {may_undo}", capture::VERSION, self.track),
+            format!("{} {:?} {may_undo}", capture::VERSION, self.watching.track),
         ];
         let fingerprint = recipe.fingerprint(&surroundings.each_ref().map(String::as_str));
         self.kept.seek(&self.wanted(&fingerprint, &recipe.command)).context("cannot look for a kept template")
@@ -304,9 +296,9 @@ impl Databases {
     /// Keeps the run's template for others, or makes it for this run only.
     pub fn keep_template(&self, limit: Option<u32>) -> anyhow::Result<Option<String>> {
         // A later run would not know that.
-        let in_the_way = self.renewals.as_ref().and_then(Renewals::impossible);
+        let in_the_way = self.watching.renewals.as_ref().and_then(Renewals::impossible);
         let in_the_way = in_the_way.filter(|_| self.may_undo().unwrap_or(false));
-        let unwatched = self.unwatched.why().or(in_the_way);
+        let unwatched = self.watching.unwatched.why().or(in_the_way);
         let Some(limit) = limit.filter(|_| unwatched.is_none()) else {
             self.kept.give_up();
             return Ok(unwatched.map(|why| format!("the pristine state was not kept: {why}")));

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use sha2::{Digest, Sha256};
 
 use super::cluster::Cluster;
 use crate::address::Variables;
+use crate::recipe::digest;
 
 /// How many are kept.
 const MOST: usize = 6;
@@ -53,13 +53,7 @@ impl Cache {
 
     /// The name of what is made from these parts.
     pub fn name(kind: &str, parts: &[&str]) -> String {
-        let mut hash = Sha256::new();
-        for part in parts {
-            hash.update(part.len().to_le_bytes());
-            hash.update(part);
-        }
-        let digest: String = hash.finalize().iter().take(10).map(|byte| format!("{byte:02x}")).collect();
-        format!("{kind}-{digest}")
+        format!("{kind}-{}", &digest(parts)[..20])
     }
 
     /// The cluster of this name and fingerprint, for copying.

@@ -79,15 +79,14 @@ pub fn harvest(
     margin: Duration,
     sink: &mut dyn FnMut(Seen) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let exists: bool =
-        client.query_one("SELECT to_regclass($1) IS NOT NULL", &[&format!("{}.log", log.schema)])?.get(0);
-    if !exists {
+    let schema = log.schema;
+    let there = "SELECT to_regclass($1 || '.log') IS NOT NULL, to_regclass($1 || '.backlog') IS NOT NULL";
+    let there = client.query_one(there, &[&schema.to_string()])?;
+    if !there.get::<_, bool>(0) {
         return Ok(());
     }
-    let schema = log.schema;
     // What may have to be undone stays until it is; what was undone waits in the backlog.
-    let stays = "SELECT to_regclass($1) IS NOT NULL";
-    let stays: bool = client.query_one(stays, &[&format!("{schema}.backlog")])?.get(0);
+    let stays: bool = there.get(1);
     let source = if stays {
         format!("(SELECT * FROM {schema}.log UNION ALL SELECT * FROM {schema}.backlog)")
     } else {
