@@ -84,6 +84,12 @@ fn is_whole_template(line: &str) -> bool {
     is_called_so && line.contains(" -1 f f ") && line.contains(" isolane template 1 ")
 }
 
+/// Dynamic shared memory of all servers of this machine.
+fn segments() -> Vec<String> {
+    let names = fs::read_dir("/dev/shm").into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with("PostgreSQL.")).collect()
+}
+
 /// A server with strangers' things on it, and a run that lives.
 pub struct Scene<'a> {
     pub server: &'a Server,
@@ -91,6 +97,8 @@ pub struct Scene<'a> {
     /// All that was on the server before.
     before: Vec<String>,
     living: Option<(Lab, Running)>,
+    /// Shared memory that was there before.
+    memory_before: Vec<String>,
     /// Clusters that are kept from one run to the next.
     cache: TempDir,
 }
@@ -107,7 +115,14 @@ impl<'a> Scene<'a> {
         let living = lab.sh("", ": >$SEEN/there; exec sleep 3600").start();
         crate::lab::wait_until("the other run lives", || lab.path("../seen/there").exists());
         let cache = tempfile::tempdir().expect("a temporary folder");
-        let mut scene = Self { server, database, before: Vec::new(), living: Some((lab, living)), cache };
+        let mut scene = Self {
+            server,
+            database,
+            before: Vec::new(),
+            living: Some((lab, living)),
+            memory_before: segments(),
+            cache,
+        };
         scene.before = scene.now();
         scene
     }
@@ -213,7 +228,22 @@ impl<'a> Scene<'a> {
         if !lab.path("../beside").join(LOOK_ALIKE).exists() {
             left.push(format!("gone: the file {LOOK_ALIKE}"));
         }
+        if left.is_empty() {
+            left.extend(self.abandoned_memory().into_iter().map(|segment| format!("shared memory {segment}")));
+        }
         left
+    }
+
+    /// Shared memory of servers that nobody has mapped, and that was not there before.
+    fn abandoned_memory(&self) -> Vec<String> {
+        let mut segments = segments();
+        segments.retain(|segment| !self.memory_before.contains(segment));
+        if !segments.is_empty() {
+            let processes = fs::read_dir("/proc").expect("the kernel's list").flatten();
+            let maps: Vec<_> = processes.filter_map(|it| fs::read_to_string(it.path().join("maps")).ok()).collect();
+            segments.retain(|segment| !maps.iter().any(|map| map.contains(segment)));
+        }
+        segments
     }
 
     /// Removes the templates that were kept; what is left of them then comes back.
