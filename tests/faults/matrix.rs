@@ -15,8 +15,6 @@ use crate::scene::{Kind, Scene, Setup};
 
 /// How many scenes there are at once.
 const AT_ONCE: usize = 3;
-/// No point is passed more often than that by a run of two workers.
-const MANY: usize = 40;
 
 /// What happens at a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,11 +64,77 @@ impl Blow {
 type Column = (Kind, Blow);
 
 /// What became of one column at one point.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 struct Cell {
     struck: usize,
     failed: usize,
     slowest: Duration,
+}
+
+/// What the run does that is struck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Course {
+    /// A setup makes a pristine state, and two workers have a lane each.
+    Plain,
+    /// Lanes are filled, because others are connected to the user's database, and there is no setup.
+    Filled,
+    /// The pristine state is kept for later runs.
+    Kept,
+    /// Workers have their lanes put back.
+    Renewing,
+}
+
+impl Course {
+    /// The one that comes to this point.
+    fn to(point: &str, kind: Kind) -> Self {
+        match point.split(':').next() {
+            Some("renew") => Self::Renewing,
+            Some("fill") if kind == Kind::Database => Self::Filled,
+            Some("keep") if kind == Kind::Database => Self::Kept,
+            _ => Self::Plain,
+        }
+    }
+
+    /// The run, with a fault.
+    fn start(self, lab: &Lab, kind: Kind, fault: &str) -> Running {
+        let run = match self {
+            Self::Plain => Scene::run(lab, kind, 2, Setup::Own, ""),
+            Self::Filled => Scene::run(lab, kind, 2, Setup::No, ""),
+            Self::Kept => Scene::run(lab, kind, 2, Setup::Kept, ""),
+            Self::Renewing => Scene::run_renewing(lab, kind),
+        };
+        run.env("ISOLANE_FAULT", fault).start()
+    }
+}
+
+/// How often runs pass which point, where nothing strikes.
+type Passes = BTreeMap<(Kind, Course), BTreeMap<String, usize>>;
+
+/// Counts that for everything that will be struck.
+fn count(points: &[String], columns: &[Column]) -> Passes {
+    let server = Server::own();
+    let scene = Scene::on(&server);
+    let mut passes = Passes::new();
+    for (kind, course) in columns.iter().flat_map(|(kind, _)| points.iter().map(|to| (*kind, Course::to(to, *kind)))) {
+        passes.entry((kind, course)).or_insert_with(|| {
+            let lab = scene.lab(kind);
+            let _other = (course == Course::Filled).then(|| scene.database.client());
+            let outcome = course.start(&lab, kind, "every:point=tell").finish();
+            let told = outcome.err();
+            let mut passes = BTreeMap::new();
+            for point in told.lines().filter_map(|line| line.split_once("isolane: passed ")) {
+                *passes.entry(point.1.to_owned()).or_default() += 1;
+            }
+            if course == Course::Kept {
+                let left = scene.remove_templates(&lab);
+                assert!(left.is_empty(), "{left:?}");
+            }
+            passes
+        });
+    }
+    let wrong = scene.close();
+    assert!(wrong.is_empty(), "{wrong:?}");
+    passes
 }
 
 pub fn run(wishes: &Wishes) -> Vec<String> {
@@ -81,6 +145,7 @@ pub fn run(wishes: &Wishes) -> Vec<String> {
         .collect();
     let points: Vec<String> =
         Step::ALL.iter().flat_map(|step| ["before", "after"].map(|side| format!("{}:{side}", step.name()))).collect();
+    let passes = count(&points, &columns);
     let jobs: Vec<(usize, Column)> =
         (0..points.len()).flat_map(|point| columns.iter().map(move |column| (point, *column))).collect();
     let jobs = Mutex::new(jobs.into_iter());
@@ -94,7 +159,7 @@ pub fn run(wishes: &Wishes) -> Vec<String> {
                 loop {
                     let next = jobs.lock().expect("no panic inside").next();
                     let Some((point, column)) = next else { break };
-                    let (cell, wrong) = cell(&scene, &points[point], column);
+                    let (cell, wrong) = cell(&scene, &passes, &points[point], column);
                     cells.lock().expect("no panic inside").insert((point, column), cell);
                     failures.lock().expect("no panic inside").extend(wrong);
                 }
@@ -115,29 +180,17 @@ pub fn run(wishes: &Wishes) -> Vec<String> {
 
 /// Strikes at a point: a supervisor that dies does so at every pass of it, other faults
 /// strike at the first.
-fn cell(scene: &Scene, point: &str, (kind, blow): Column) -> (Cell, Vec<String>) {
+fn cell(scene: &Scene, passes: &Passes, point: &str, (kind, blow): Column) -> (Cell, Vec<String>) {
     let mut cell = Cell::default();
     let mut wrong = Vec::new();
-    let passes = if blow == Blow::Kill { MANY } else { 1 };
+    let course = Course::to(point, kind);
+    let most = if blow == Blow::Kill { usize::MAX } else { 1 };
+    let passes = passes[&(kind, course)].get(point).copied().unwrap_or(0).min(most);
     for pass in 1..=passes {
         let lab = scene.lab(kind);
         let fault = format!("{point}:{pass}={}", blow.deed());
-        // Databases are filled where others are connected to the source, and there is no setup.
-        let is_filled = kind == Kind::Database && point.starts_with("fill");
-        let _other = is_filled.then(|| scene.database.client());
-        // What is kept outlives the run, whole.
-        let is_kept = kind == Kind::Database && point.starts_with("keep");
-        let setup = match (is_filled, is_kept) {
-            (true, _) => Setup::No,
-            (_, true) => Setup::Kept,
-            _ => Setup::Own,
-        };
-        let run = if point.starts_with("renew") {
-            Scene::run_renewing(&lab, kind)
-        } else {
-            Scene::run(&lab, kind, 2, setup, "")
-        };
-        let run = run.env("ISOLANE_FAULT", &fault).start();
+        let _other = (course == Course::Filled).then(|| scene.database.client());
+        let run = course.start(&lab, kind, &fault);
         let outcome = match strike(scene, &lab, run, blow) {
             Ok(outcome) => outcome,
             Err(why) => {
@@ -147,7 +200,8 @@ fn cell(scene: &Scene, point: &str, (kind, blow): Column) -> (Cell, Vec<String>)
             }
         };
         if !outcome.err().contains("isolane: fault ") {
-            if is_kept {
+            // It came there less often this time.
+            if course == Course::Kept {
                 wrong.extend(scene.remove_templates(&lab));
             }
             break;
@@ -158,7 +212,8 @@ fn cell(scene: &Scene, point: &str, (kind, blow): Column) -> (Cell, Vec<String>)
             scene.forget_rows();
         }
         let (mut left, time) = scene.leftovers(&lab);
-        if is_kept {
+        // What is kept outlives the run, whole.
+        if course == Course::Kept {
             left.extend(scene.remove_templates(&lab));
         }
         cell.slowest = cell.slowest.max(time);
