@@ -16,21 +16,29 @@ const LIST_MAGIC: u32 = 0x9a50_3d32;
 const LIST_HEAD: usize = 16;
 
 /// Removes the segment `id` if it is the one that a server with this pid has made under this
-/// key, and nobody is attached to it; and the dynamic ones with it, as the next server in the
-/// same directory would. The number may be somebody else's by now.
-pub fn remove_abandoned(id: i32, key: u32, pid: i32) -> io::Result<()> {
-    let Some(found) = status(id) else { return Ok(()) };
-    if found.shm_perm.__key.cast_unsigned() != key || found.shm_nattch != 0 {
-        return Ok(());
-    }
-    let header = header(id)?;
+/// key; and the dynamic ones with it, as the next server in the same directory would. The number
+/// may be somebody else's by now. It stays as long as somebody is attached to it, as a killed
+/// process is until the kernel has cleared it away; whether it is gone comes back.
+pub fn remove_abandoned(id: i32, key: u32, pid: i32) -> io::Result<bool> {
+    let Some(found) = status(id).filter(|found| found.shm_perm.__key.cast_unsigned() == key) else { return Ok(true) };
+    let header = match header(id) {
+        Ok(header) => header,
+        // Another user's, or it went meanwhile.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EIDRM | libc::EINVAL)) => {
+            return Ok(true);
+        }
+        Err(error) => return Err(error),
+    };
     if (header.magic, header.pid) != (MAGIC, pid) {
-        return Ok(());
+        return Ok(true);
+    }
+    if found.shm_nattch != 0 {
+        return Ok(false);
     }
     remove_dynamic(header.list, found.shm_perm.uid)?;
     // SAFETY: removing takes no buffer.
     match unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) } {
-        0 => Ok(()),
+        0 => Ok(true),
         _ => Err(io::Error::last_os_error()),
     }
 }
@@ -106,16 +114,16 @@ mod tests {
         unsafe {
             let address = libc::shmat(id, std::ptr::null(), 0);
             *address.cast::<[i32; 2]>() = [MAGIC, 7];
-            remove_abandoned(id, 0, 7).expect("somebody is attached");
+            assert!(!remove_abandoned(id, 0, 7).expect("somebody is attached"));
             libc::shmdt(address);
         }
         for (key, pid) in [(1, 7), (0, 8)] {
-            remove_abandoned(id, key, pid).expect("another's");
+            assert!(remove_abandoned(id, key, pid).expect("another's"));
             assert!(status(id).is_some());
         }
-        remove_abandoned(id, 0, 7).expect("removed");
+        assert!(remove_abandoned(id, 0, 7).expect("removed"));
         assert!(status(id).is_none());
-        remove_abandoned(id, 0, 7).expect("removed twice");
+        assert!(remove_abandoned(id, 0, 7).expect("removed twice"));
     }
 
     #[test]

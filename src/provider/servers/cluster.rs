@@ -276,10 +276,16 @@ impl Cluster {
             }
             wait_for(left.into_iter(), Duration::from_millis(100));
         }
-        self.free_memory().context("cannot remove the server's shared memory")
+        // A process that was killed is not found any more when its memory still is.
+        while !self.free_memory().context("cannot remove the server's shared memory")? {
+            ensure!(Instant::now() < deadline, "somebody holds the shared memory of the server in {}", data.display());
+            std::thread::sleep(BREATH);
+        }
+        Ok(())
     }
 
-    fn free_memory(&self) -> io::Result<()> {
+    /// Whether it is gone.
+    fn free_memory(&self) -> io::Result<bool> {
         let note = self.data().join("postmaster.pid");
         let text = fs::read_to_string(&note).unwrap_or_default();
         let mut lines = text.lines();
@@ -287,12 +293,15 @@ impl Cluster {
         let pid = lines.next().and_then(|line| line.trim().parse().ok()).map(i32::abs);
         // The seventh line: the key of the segment, and its number.
         let segment: Vec<_> = lines.nth(5).unwrap_or_default().split_whitespace().collect();
-        let ([key, id], Some(pid)) = (&segment[..], pid) else { return Ok(()) };
+        let ([key, id], Some(pid)) = (&segment[..], pid) else { return Ok(true) };
         // A key is written as a long, and is an int.
-        let (Ok(key), Ok(id)) = (key.parse::<i64>(), id.parse()) else { return Ok(()) };
+        let (Ok(key), Ok(id)) = (key.parse::<i64>(), id.parse()) else { return Ok(true) };
         let key = u32::try_from(key & 0xFFFF_FFFF).unwrap_or(0);
-        shared_memory::remove_abandoned(id, key, pid)?;
-        fs::remove_file(note).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+        if !shared_memory::remove_abandoned(id, key, pid)? {
+            return Ok(false);
+        }
+        let removed = fs::remove_file(note);
+        removed.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }).map(|()| true)
     }
 
     /// Stops what runs there, and removes it all.
