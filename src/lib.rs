@@ -17,7 +17,8 @@
 //!
 //! What a setup made can outlive its run: a [`recipe`] says what it is made from, and the server
 //! keeps it (`provider/postgres/template`). It is built as the run's own and given away whole, so
-//! no run owes it, and no sweep takes it: its own limit does, or `isolane template remove`.
+//! no run owes it, and no sweep takes it: its own limit does, or `isolane template remove`. Beside
+//! it a run leaves a spare, a copy for the next run to rename to its first lane.
 //!
 //! # A lane for each test
 //!

@@ -1,6 +1,7 @@
 //! PostgreSQL: a database for each lane, a schema and a login role for each lane, or a login
 //! role for each lane on the user's own schema.
 
+mod begun;
 pub(super) mod capture;
 mod claim;
 pub(super) mod connection;
@@ -32,9 +33,10 @@ use crate::name::{Identifier, Place, Tag};
 use crate::recipe::Recipe;
 use crate::secret::Secret;
 use crate::settings::{Isolation, Settings, Track};
+use begun::Begun;
 use capture::lookup;
 use claim::Claim;
-use connection::{Ahead, KeptOpen, readable};
+use connection::readable;
 use database::Databases;
 use facts::Facts;
 use renewal::Renewals;
@@ -61,16 +63,6 @@ pub struct Postgres {
     begun: Mutex<Begun>,
 }
 
-/// What makes the start quick, and is let go when the command runs.
-#[derive(Debug, Default)]
-struct Begun {
-    /// The session of the claim.
-    claim: Option<Ahead>,
-    /// The session that the facts were asked by, for the first lane.
-    #[expect(dead_code, reason = "it is there to be held")]
-    open: Option<KeptOpen>,
-}
-
 /// How far the run's claim has come.
 #[derive(Default)]
 enum Claimed {
@@ -81,33 +73,6 @@ enum Claimed {
     Passing(#[expect(dead_code, reason = "it is there to be held")] Box<Client>),
     /// Until the end.
     Held(Claim),
-}
-
-impl Begun {
-    /// Begins to log in where the claim will be. That is not in the user's own database, which
-    /// may be copied: nobody may be connected to it then.
-    fn begin(server: &Arc<Server>, address: &PostgresAddress, tag: &Tag) -> Self {
-        let claim = (address.database() != COMMON).then(|| {
-            let config = server.config_of(COMMON, &claim::application(tag));
-            Ahead::begin(move || claim::session(&config))
-        });
-        Self { claim, open: Some(server.maintenance.keep_open()) }
-    }
-}
-
-/// What the server says of the user's database. It is asked in another, by the session that
-/// makes databases later, where there will be one.
-fn facts_of(server: &Server, address: &PostgresAddress, isolation: Isolation) -> anyhow::Result<Facts> {
-    let makes_databases = !matches!(isolation, Isolation::Schema | Isolation::Shared);
-    if makes_databases {
-        let facts = server.maintenance.with(|client| Facts::ask(client, address.database())).map_err(readable)?;
-        if let Some(facts) = facts.filter(|facts| facts.may_connect) {
-            return Ok(facts);
-        }
-    }
-    // Where the login does not get into it, that says why.
-    let facts = server.own.with(|client| Facts::ask(client, address.database())).map_err(readable)?;
-    facts.with_context(|| format!("somebody dropped the database {} a moment ago", address.database()))
 }
 
 impl std::fmt::Debug for Claimed {
@@ -166,7 +131,7 @@ impl Postgres {
         let begun = Begun::begin(&server, address, &names.tag);
         let is_kept = has_setup && settings.inputs.is_some();
         let kept = if is_kept { Kept::begin(&server, address.database(), names.tag.as_str()) } else { Kept::default() };
-        let facts = facts_of(&server, address, settings.isolation)?;
+        let facts = Facts::of(&server, address, settings.isolation)?;
         let databases = || Self::databases(&server, address, &facts, &names, settings, kept);
         let (separation, reason) = match settings.isolation {
             Isolation::Database => match facts.no_databases(address) {

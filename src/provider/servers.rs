@@ -10,6 +10,8 @@
 
 mod cache;
 mod cluster;
+mod folders;
+mod prepared;
 mod programs;
 mod source;
 
@@ -36,11 +38,11 @@ use crate::settings::Settings;
 use cache::Cache;
 pub use cluster::stop_below;
 use cluster::{ADMIN, Cluster, NotUp, Running};
+pub use folders::ServerFolders;
+use prepared::{FORM, Prepared};
 pub use programs::Programs;
 use source::{Found, Source, session};
 
-/// What is kept is made again when this changes.
-const FORM: &str = "1";
 /// What a server on loopback without TLS wants instead of the user's own values.
 const MISLEADING: [(&str, &str); 4] = [
     ("PGHOSTADDR", LOOPBACK),
@@ -64,11 +66,7 @@ pub struct Servers {
     programs: Programs,
     content: Content,
     locale: String,
-    cache: Cache,
-    /// The prepared cluster, where it is kept from before.
-    kept: Mutex<Option<cache::Place>>,
-    /// Where it is going to be kept, and as what.
-    reserved: Mutex<Option<(cache::Place, String)>>,
+    prepared: Prepared,
     needs_template: bool,
     /// Variables of the user's that would lead libpq elsewhere, or ask for TLS.
     misleading: Vec<(&'static str, &'static str)>,
@@ -129,9 +127,7 @@ impl Servers {
             programs: Programs::find(wanted)?,
             content,
             locale: locale(settings),
-            cache: Cache::open(&settings.variables),
-            kept: Mutex::default(),
-            reserved: Mutex::default(),
+            prepared: Prepared::new(&settings.variables),
             needs_template: true,
             misleading: MISLEADING.into_iter().filter(|(name, _)| settings.variables.contains_key(*name)).collect(),
             blocks: Mutex::default(),
@@ -139,16 +135,15 @@ impl Servers {
             verifier: OnceLock::new(),
             watching: Watching::new(settings),
         };
-        if let Some((name, fingerprint)) = servers.prepared() {
-            *locked(&servers.kept) = servers.cache.find(&name, &fingerprint);
-            servers.needs_template = locked(&servers.kept).is_none();
+        if let Some((name, fingerprint)) = servers.wanted() {
+            servers.needs_template = !servers.prepared.find(&name, &fingerprint);
         }
         Ok(servers)
     }
 
     /// The name of the prepared cluster in the cache, and what it is a copy of; `None` where
     /// the next run may want another.
-    fn prepared(&self) -> Option<(String, String)> {
+    fn wanted(&self) -> Option<(String, String)> {
         let fingerprint = match &self.content {
             Content::Setup => return None,
             Content::Copy(source) => source.fingerprint.clone()?,
@@ -190,57 +185,30 @@ impl Servers {
         Cluster::at(self.path(place))
     }
 
-    /// Lays a fresh cluster into the template's folder.
-    fn lay_base(&self) -> anyhow::Result<()> {
-        let (cluster, user) = (self.cluster(Place::Template), self.programs.user.as_ref());
-        let name = Cache::name("base", &[FORM, &self.programs.version_text, &self.locale]);
-        let lay = |place: &cache::Place| cluster.copy_from(&place.cluster(), user, true);
-        if let Some(place) = self.cache.find(&name, FORM) {
-            return lay(&place);
-        }
-        let place = self.cache.reserve(&name);
-        if let Some(place) = place.as_ref().filter(|place| place.has(FORM)) {
-            // Somebody else was quicker.
-            return lay(place);
-        }
-        cluster.init(&self.programs, &self.locale)?;
-        if let Some(place) = place {
-            // What cannot be kept is made again by the next run.
-            let _ = place.keep(&self.cache, &cluster, FORM);
-        }
-        Ok(())
-    }
-
     /// Copies what there is into the folder of `place`.
     fn lay(&self, place: Place) -> anyhow::Result<()> {
         let (cluster, user) = (self.cluster(place), self.programs.user.as_ref());
         cluster.make_folder(user)?;
         if place != Place::Template {
-            let kept = locked(&self.kept).as_ref().map(cache::Place::cluster);
-            let prepared = kept.unwrap_or_else(|| self.cluster(Place::Template));
-            return cluster.copy_from(&prepared, user, false);
+            return cluster.copy_from(&self.source(), user, false);
         }
-        if let Some((name, fingerprint)) = self.prepared() {
-            let reserved = self.cache.reserve(&name);
-            if let Some(place) = reserved.as_ref().filter(|place| place.has(&fingerprint)) {
-                // Another run has made it meanwhile.
-                place.share();
-                *locked(&self.kept) = reserved;
-                return Ok(());
-            }
-            *locked(&self.reserved) = reserved.map(|place| (place, fingerprint));
+        if let Some((name, fingerprint)) = self.wanted()
+            && self.prepared.wait(&name, &fingerprint)
+        {
+            // Another run has made it meanwhile.
+            return Ok(());
         }
-        self.lay_base()
+        self.prepared.lay_base(&cluster, &self.programs, &self.locale)
     }
 
-    fn has_kept(&self) -> bool {
-        locked(&self.kept).is_some()
+    /// The cluster that lanes are copies of.
+    fn source(&self) -> Cluster {
+        self.prepared.cluster().unwrap_or_else(|| self.cluster(Place::Template))
     }
 
     /// The password of the superuser that the cluster of `place` comes with.
     fn admin_password(&self) -> anyhow::Result<Secret> {
-        let kept = locked(&self.kept).as_ref().map(cache::Place::cluster);
-        kept.unwrap_or_else(|| self.cluster(Place::Template)).password()
+        self.source().password()
     }
 
     fn start(&self, place: Place) -> anyhow::Result<()> {
@@ -379,7 +347,7 @@ impl Provider for Servers {
     fn summary(&self) -> String {
         let database = self.address.database();
         let what = match &self.content {
-            Content::Setup if self.has_kept() => "as --setup made it in an earlier run".to_owned(),
+            Content::Setup if self.prepared.is_there() => "as --setup made it in an earlier run".to_owned(),
             Content::Setup => "as --setup made it".to_owned(),
             Content::Copy(_) if self.needs_template => format!("with a copy of {database}"),
             Content::Copy(_) => format!("with a copy of {database} that an earlier run had made, and that is as new"),
@@ -411,7 +379,7 @@ impl Provider for Servers {
         match resource.kind {
             ResourceKind::Directory => self.lay(place),
             // The template is only there to be copied, and there is one already.
-            _ if place == Place::Template && self.has_kept() => Ok(()),
+            _ if place == Place::Template && self.prepared.is_there() => Ok(()),
             _ => self.start(place),
         }
         .with_context(|| format!("cannot make the server in {}", resource.name))
@@ -422,7 +390,7 @@ impl Provider for Servers {
     }
 
     fn seal_template(&self) -> anyhow::Result<()> {
-        if self.has_kept() {
+        if self.prepared.is_there() {
             return Ok(());
         }
         let cluster = self.cluster(Place::Template);
@@ -436,11 +404,9 @@ impl Provider for Servers {
         self.set_passwords(&mut client, &scram(&self.admin_password()?))?;
         drop(client);
         cluster.close(&running)?;
-        if !matches!(self.content, Content::Setup)
-            && let Some((place, fingerprint)) = locked(&self.reserved).take()
-        {
+        if !matches!(self.content, Content::Setup) {
             // What cannot be kept is made again by the next run.
-            let _ = place.keep(&self.cache, &cluster, &fingerprint);
+            let _ = self.prepared.keep(&cluster);
         }
         Ok(())
     }
@@ -450,35 +416,16 @@ impl Provider for Servers {
         let fingerprint =
             recipe.fingerprint(&[FORM, &self.programs.version_text, &self.locale, user, database, &self.watched()]);
         let name = Cache::name("setup", &[&fingerprint]);
-        if let Some(place) = self.cache.find(&name, &fingerprint) {
-            *locked(&self.kept) = Some(place);
-            return Ok(Shelf::Found);
-        }
-        match self.cache.try_reserve(&name) {
-            Some(place) if place.has(&fingerprint) => {
-                // Another run has made it meanwhile.
-                place.share();
-                *locked(&self.kept) = Some(place);
-                Ok(Shelf::Found)
-            }
-            Some(place) => {
-                *locked(&self.reserved) = Some((place, fingerprint));
-                Ok(Shelf::Wanted)
-            }
-            None if self.cache.is_there() => Ok(Shelf::Busy),
-            None => Ok(Shelf::Wanted),
-        }
+        Ok(self.prepared.seek(&name, &fingerprint))
     }
 
     fn keep_template(&self, limit: Option<u32>) -> anyhow::Result<Option<String>> {
-        let reserved = locked(&self.reserved).take();
         if limit.is_none_or(|limit| limit == 0) {
+            self.prepared.give_up();
             return Ok(None);
         }
-        let kept = match reserved {
-            Some((place, fingerprint)) => place.keep(&self.cache, &self.cluster(Place::Template), &fingerprint),
-            None => Err(anyhow::anyhow!("neither XDG_CACHE_HOME nor HOME names a folder of this user's")),
-        };
+        let kept = self.prepared.keep(&self.cluster(Place::Template));
+        let kept = kept.unwrap_or_else(|| bail!("neither XDG_CACHE_HOME nor HOME names a folder of this user's"));
         Ok(kept.err().map(|error| format!("the pristine state was not kept: {}", one_line(&error))))
     }
 
@@ -536,41 +483,5 @@ impl Provider for Servers {
             ("database", database.clone()),
         ];
         Access { variables, names, schema: database }
-    }
-}
-
-/// Folders of servers, whoever made them.
-#[derive(Debug)]
-pub struct ServerFolders {
-    id: String,
-}
-
-impl ServerFolders {
-    /// How every id begins.
-    pub const SCHEME: &'static str = "servers:";
-
-    /// The servers that the ledger has under this id.
-    pub fn new(id: impl Into<String>) -> Self {
-        Self { id: id.into() }
-    }
-}
-
-impl Site for ServerFolders {
-    fn id(&self) -> &str {
-        &self.id
-    }
-
-    fn take_over(&self, _dead: &Tag) -> anyhow::Result<()> {
-        Ok(())
-    }
-
-    fn disconnect(&self, resource: &Resource) -> anyhow::Result<()> {
-        // A server that has stopped has no sessions.
-        Cluster::at(&resource.name).stop()
-    }
-
-    fn remove(&self, resource: &Resource) -> anyhow::Result<()> {
-        let cluster = Cluster::at(&resource.name);
-        if resource.kind == ResourceKind::Process { cluster.stop() } else { cluster.remove() }
     }
 }

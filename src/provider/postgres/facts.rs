@@ -1,9 +1,13 @@
 //! What the server and the login can do, asked once.
 
+use anyhow::Context;
 use postgres::{Client, Row};
 use postgres_protocol::escape::escape_literal;
 
+use super::connection::readable;
+use super::server::Server;
 use crate::address::PostgresAddress;
+use crate::settings::Isolation;
 
 /// What was found.
 #[derive(Clone, Debug)]
@@ -70,6 +74,21 @@ SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.gr
   FROM pg_database d, aclexplode(d.datacl) a WHERE d.datname = $1";
 
 impl Facts {
+    /// What the server says of the user's database. It is asked in another, by the session that
+    /// makes databases later, where there will be one.
+    pub fn of(server: &Server, address: &PostgresAddress, isolation: Isolation) -> anyhow::Result<Self> {
+        let makes_databases = !matches!(isolation, Isolation::Schema | Isolation::Shared);
+        if makes_databases {
+            let facts = server.maintenance.with(|client| Self::ask(client, address.database())).map_err(readable)?;
+            if let Some(facts) = facts.filter(|facts| facts.may_connect) {
+                return Ok(facts);
+            }
+        }
+        // Where the login does not get into it, that says why.
+        let facts = server.own.with(|client| Self::ask(client, address.database())).map_err(readable)?;
+        facts.with_context(|| format!("somebody dropped the database {} a moment ago", address.database()))
+    }
+
     /// Asks about a database, in whichever; `None` where the server has none of this name.
     pub fn ask(client: &mut Client, database: &str) -> Result<Option<Self>, postgres::Error> {
         let Some(row) = client.query_opt(QUESTIONS, &[&database])? else { return Ok(None) };
