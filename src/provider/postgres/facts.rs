@@ -78,13 +78,13 @@ impl Facts {
     /// makes databases later, where there will be one.
     pub fn of(server: &Server, address: &PostgresAddress, isolation: Isolation) -> anyhow::Result<Self> {
         let makes_databases = !matches!(isolation, Isolation::Schema | Isolation::Shared);
-        if makes_databases {
-            let facts = server.maintenance.with(|client| Self::ask(client, address.database())).map_err(readable)?;
-            if let Some(facts) = facts.filter(|facts| facts.may_connect) {
-                return Ok(facts);
-            }
+        if makes_databases
+            && let Ok(facts) = server.maintenance.with(|client| Self::ask(client, address.database()))
+            && let Some(facts) = facts.filter(|facts| facts.may_connect)
+        {
+            return Ok(facts);
         }
-        // Where the login does not get into it, that says why.
+        // A pooler may know no other, and where the login does not get into it, that says why.
         let facts = server.own.with(|client| Self::ask(client, address.database())).map_err(readable)?;
         facts.with_context(|| format!("somebody dropped the database {} a moment ago", address.database()))
     }
