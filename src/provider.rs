@@ -93,7 +93,9 @@ pub trait Site: Debug + Send + Sync {
     /// Where this is, without a password; one word for the ledger.
     fn id(&self) -> &str;
     /// Stops whatever the dead run of this tag may still be making here.
-    fn take_over(&self, dead: &Tag) -> anyhow::Result<()>;
+    fn take_over(&self, _dead: &Tag) -> anyhow::Result<()> {
+        Ok(())
+    }
     /// Ends whatever still works in a resource, such as sessions of a dead process.
     fn disconnect(&self, resource: &Resource) -> anyhow::Result<()>;
     /// Removes it; what is not there is removed.

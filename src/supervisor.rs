@@ -172,8 +172,8 @@ async fn serve(
     fault::before(Step::Start)?;
     commands.spawn(roster)?;
     fault::after(Step::Start)?;
-    let providers = Arc::clone(run);
-    tokio::task::spawn_blocking(move || providers.providers.iter().for_each(|provider| provider.goes_on()));
+    let its = Arc::clone(run);
+    tokio::task::spawn_blocking(move || its.providers.iter().for_each(|provider| provider.goes_on()));
     keeper.make_spare();
     progress.step(Event::Started)?;
     let ended = commands.wait(&signals, roster, progress).await?;

@@ -102,10 +102,6 @@ impl Site for Directories {
         Self::ID
     }
 
-    fn take_over(&self, _dead: &Tag) -> anyhow::Result<()> {
-        Ok(())
-    }
-
     fn disconnect(&self, _resource: &Resource) -> anyhow::Result<()> {
         Ok(())
     }

@@ -316,10 +316,6 @@ impl Site for Servers {
         self.folders.id()
     }
 
-    fn take_over(&self, _dead: &Tag) -> anyhow::Result<()> {
-        Ok(())
-    }
-
     fn disconnect(&self, _resource: &Resource) -> anyhow::Result<()> {
         // Whoever worked in it is dead, and its log is still to be read.
         Ok(())

@@ -172,10 +172,6 @@ impl Site for SqliteFiles {
         &self.id
     }
 
-    fn take_over(&self, _dead: &Tag) -> anyhow::Result<()> {
-        Ok(())
-    }
-
     fn disconnect(&self, _resource: &Resource) -> anyhow::Result<()> {
         // The locks of a dead process are gone with it.
         Ok(())
@@ -197,10 +193,6 @@ impl Site for SqliteFiles {
 impl Site for Sqlite {
     fn id(&self) -> &str {
         self.files.id()
-    }
-
-    fn take_over(&self, dead: &Tag) -> anyhow::Result<()> {
-        self.files.take_over(dead)
     }
 
     fn disconnect(&self, resource: &Resource) -> anyhow::Result<()> {

@@ -40,9 +40,9 @@ fn after_any_workload_a_lane_is_as_its_template() {
     assert!(again * 3 < u64::from(cases), "{again} of {cases} lanes were made again: that undoes nothing");
     let undone = u64::from(cases) - again;
     assert!(undone > 0, "nothing was undone");
-    // What always fails would test nothing. (After a failure in a transaction all is refused.)
+    // A statement that always fails would test nothing.
     let (done, refused) = work::counts();
-    assert!(done * 2 > refused, "{done} statements done, {refused} refused");
+    assert!(done > refused, "{done} statements done, {refused} refused");
     for kind in Step::KINDS {
         assert!(cases < CASES || work::succeeded(kind), "no {kind} ever succeeded");
     }

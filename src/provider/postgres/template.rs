@@ -404,14 +404,11 @@ fn remove(server: &Server, user_database: &str, found: &Found) -> anyhow::Result
     if !is_free || !users.is_empty() {
         return Ok(Removal::InUse(users));
     }
-    // The look was before the lock.
-    let is_still = find(server, Some(&[&found.name]))?.iter().any(|now| now.mark.fingerprint == *fingerprint);
-    let spare = spare_of(fingerprint);
-    if find(server, Some(&[&spare]))?.iter().any(|now| now.mark.fingerprint == *fingerprint) {
-        server.drop_database(&spare).with_context(|| format!("cannot remove the spare {spare}"))?;
-    }
-    if is_still {
-        server.drop_database(&found.name).with_context(|| format!("cannot remove the template {}", found.name))?;
+    // The look was before the lock. By name, the spare comes first.
+    let now = find(server, Some(&[&found.name, &spare_of(fingerprint)]))?;
+    for its in now.iter().filter(|now| now.mark.fingerprint == *fingerprint) {
+        let what = if its.is_spare() { "spare" } else { "template" };
+        server.drop_database(&its.name).with_context(|| format!("cannot remove the {what} {}", its.name))?;
     }
     Ok(Removal::Removed)
 }

@@ -1,7 +1,6 @@
 //! Folders with servers in them, whoever made them: their path is all that is needed to undo them.
 
 use super::cluster::Cluster;
-use crate::name::Tag;
 use crate::provider::{Resource, ResourceKind, Site};
 
 /// Folders of servers, whoever made them.
@@ -23,10 +22,6 @@ impl ServerFolders {
 impl Site for ServerFolders {
     fn id(&self) -> &str {
         &self.id
-    }
-
-    fn take_over(&self, _dead: &Tag) -> anyhow::Result<()> {
-        Ok(())
     }
 
     fn disconnect(&self, resource: &Resource) -> anyhow::Result<()> {

@@ -1,10 +1,11 @@
 //! The cluster that the servers of a run are copies of: the one that an earlier run has kept, or
 //! where this run is going to keep its own.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use super::cache::{Cache, Place};
 use super::cluster::Cluster;
+use super::locked;
 use super::programs::Programs;
 use crate::address::Variables;
 use crate::provider::Shelf;
@@ -20,10 +21,6 @@ pub struct Prepared {
     found: Mutex<Option<Place>>,
     /// Where it is going to be kept, and as what.
     reserved: Mutex<Option<(Place, String)>>,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Prepared {
