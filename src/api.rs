@@ -8,9 +8,13 @@
 //! * `POST /v1/failures` tells what is known of the rows that a failed test's error is about.
 //! * `POST /v1/renewals` makes a worker's lane as its template again.
 //! * `GET /v1/runs` tells which run this is.
+//! * [`leases`] and [`pools`] are what test data is leased by.
 
 mod event;
 mod failure;
+pub mod leases;
+pub mod pools;
+pub mod problem;
 mod story;
 
 use std::sync::Arc;
@@ -30,6 +34,7 @@ use serde_json::json;
 use tokio::net::UnixListener;
 
 use crate::clock::Timestamp;
+use crate::desk::Desk;
 use crate::error::one_line;
 use crate::keeper::{self, Grant, Keeper};
 use crate::os::process::Ended;
@@ -38,6 +43,8 @@ use crate::run::Run;
 
 use event::Event;
 use failure::FailureRequest;
+use leases::Counter;
+use problem::Problem;
 pub use story::Stories;
 use story::Story;
 
@@ -59,10 +66,22 @@ pub struct Api {
     pub keeper: Arc<Keeper>,
     /// Its workers and tests.
     pub roster: Arc<Roster>,
+    /// Its pools and leases.
+    pub desk: Desk,
     /// Its processes that are telling.
     pub stories: Stories,
     /// How many failures were told of.
     pub told: AtomicUsize,
+}
+
+impl Api {
+    /// A worker's process is gone: what it had leased is free again.
+    pub fn holder_died(&self, worker: &str) {
+        let (run, worker) = (self.run.id.to_string(), worker.to_owned());
+        self.desk.holder_died(move |holder| {
+            holder.run.as_deref() == Some(run.as_str()) && holder.worker.as_deref() == Some(worker.as_str())
+        });
+    }
 }
 
 /// Who is at the other end of a connection, as the kernel tells it.
@@ -79,6 +98,7 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
 
 /// Serves the API until the task is dropped.
 pub async fn serve(listener: UnixListener, api: Arc<Api>) -> std::io::Result<()> {
+    let counter = Counter { desk: api.desk.clone(), introduce: introduction(&api) };
     let router = Router::new()
         .route("/v1/lanes", post(lanes))
         .route("/v1/tests", post(tests))
@@ -87,34 +107,26 @@ pub async fn serve(listener: UnixListener, api: Arc<Api>) -> std::io::Result<()>
         .route("/v1/renewals", post(renewals))
         .route("/v1/runs", get(runs))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "unknown-path", "there is nothing at this path") })
-        .with_state(api);
+        .with_state(api)
+        .merge(leases::routes(counter.clone()))
+        .merge(pools::routes(counter));
     axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await
 }
 
-/// A problem document.
-#[derive(Debug)]
-struct Problem {
-    status: StatusCode,
-    code: &'static str,
-    detail: String,
-}
-
-impl Problem {
-    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into() }
-    }
-
-    fn malformed(detail: impl std::fmt::Display) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "malformed-request", detail.to_string())
-    }
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let title = self.status.canonical_reason().unwrap_or_default();
-        let document = json!({"type": "about:blank", "title": title, "status": self.status.as_u16(), "code": self.code, "detail": self.detail});
-        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], document.to_string()).into_response()
-    }
+/// Everybody at this door is of the run: by what they say, or by whose process they are.
+fn introduction(api: &Arc<Api>) -> Arc<leases::Introduce> {
+    let (roster, run) = (Arc::clone(&api.roster), api.run.id.to_string());
+    Arc::new(move |extensions, holder| {
+        let pid = extensions.get::<ConnectInfo<Peer>>().and_then(|ConnectInfo(peer)| peer.pid);
+        if holder.worker.is_none() {
+            holder.worker = pid.and_then(|pid| roster.worker_of(pid));
+        }
+        if let Some(worker) = &holder.worker {
+            holder.test = holder.test.take().or_else(|| roster.test_of(worker));
+            holder.lane = roster.lane_of(worker).map(|lane| lane.0);
+        }
+        holder.run = Some(run.clone());
+    })
 }
 
 fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
@@ -211,6 +223,8 @@ async fn lease(api: Arc<Api>, request: LaneRequest, peer: Peer) -> Result<Grant,
         if let Some(test) = test {
             api.roster.test_exited(&worker, &test, how, Timestamp::now());
         }
+        // Before another test can come to the same place, with the same name.
+        api.holder_died(&worker);
         match how {
             Ended::Exited(_) if api.run.is_fresh_for_tests() => {
                 let renewed = api.keeper.release_renewed(&holder).await;

@@ -1,11 +1,14 @@
 //! The command line, as clap reads it, and nothing else.
 
+pub mod lease;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::clock::duration;
 use crate::report::Format;
 use crate::settings::env_template::EnvTemplate;
 use crate::settings::{Choices, FailOn, Fresh, Inputs, Isolation, Keep, Runner, Setup, Track};
@@ -78,6 +81,12 @@ pub enum Command {
         /// Which one
         key: String,
     },
+    /// Lease pooled test data: one holder at a time, freed when that dies
+    #[command(subcommand)]
+    Lease(lease::LeaseCommand),
+    /// Fill pools of test data, look into them, and empty them
+    #[command(subcommand)]
+    Pool(lease::PoolCommand),
     /// List what dead runs left, and remove it with --apply; safe beside runs that live
     Sweep(Box<SweepArgs>),
     /// Make, list and remove the pristine states that are kept on a server
@@ -351,14 +360,6 @@ pub struct FormatArgs {
     pub format: Format,
 }
 
-/// Reads `90s`, `1h 30m`, `2d`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let usage = || "it takes a time such as 90s, 10m, 1h or 2d".to_owned();
-    let span: jiff::Span = text.parse().map_err(|_| usage())?;
-    let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| usage())?;
-    Duration::try_from(duration).map_err(|_| usage())
-}
-
 fn pause(text: &str) -> Result<Duration, String> {
     let pause = duration(text)?;
     if pause < Duration::from_secs(1) { Err("it takes a second at least".to_owned()) } else { Ok(pause) }
@@ -433,7 +434,7 @@ impl SettingsArgs {
 impl SetupArgs {
     /// What the flags say, with the other choices of the command line.
     pub fn over(self, common: Choices) -> Choices {
-        let inputs = Inputs { patterns: self.setup_input, folder: PathBuf::new() };
+        let inputs = Inputs::of_setup(self.setup_input, PathBuf::new());
         Choices {
             setup: self.setup.map(|command| Setup { command, folder: PathBuf::new() }),
             inputs: Some(inputs).filter(|inputs| !inputs.patterns.is_empty()),

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Microseconds since 1970, UTC: tests follow one another within a millisecond. It prints as
 /// ISO-8601 with milliseconds: `2026-03-01T12:00:00.000Z`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub u64);
 
 impl Timestamp {
@@ -43,6 +43,12 @@ impl Timestamp {
         u64::try_from(time.as_microsecond()).ok().map(Self)
     }
 
+    /// The time this much later.
+    #[must_use]
+    pub fn after(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
+    }
+
     /// How long ago it was at `now`; nothing, where it is still to come.
     pub fn age(self, now: Self) -> Duration {
         Duration::from_micros(now.0.saturating_sub(self.0))
@@ -54,6 +60,14 @@ impl fmt::Display for Timestamp {
         let time = i64::try_from(self.0).ok().and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
         write!(f, "{:.3}", time.unwrap_or(jiff::Timestamp::MAX))
     }
+}
+
+/// Reads a length of time: `90s`, `1h 30m`, `2d`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let usage = || "it takes a time such as 90s, 10m, 1h or 2d".to_owned();
+    let span: jiff::Span = text.parse().map_err(|_| usage())?;
+    let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| usage())?;
+    Duration::try_from(duration).map_err(|_| usage())
 }
 
 #[cfg(test)]

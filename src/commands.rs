@@ -2,6 +2,7 @@
 
 mod ask;
 mod doctor;
+pub mod lease;
 mod report;
 mod sweep;
 pub mod template;

@@ -11,6 +11,12 @@ use std::fmt;
 pub enum ExitCode {
     /// The command line or the configuration is not usable.
     Usage = 2,
+    /// What was asked for was refused: a lease that is lost, an item that is not there.
+    Refused = 1,
+    /// What was asked for can never be had (`EX_DATAERR`).
+    Unsatisfiable = 65,
+    /// What was asked for is not to be had just now (`EX_TEMPFAIL`).
+    Exhausted = 75,
     /// A service that the command needs is away (`EX_UNAVAILABLE` of sysexits.h).
     Unavailable = 69,
     /// All tests passed, and `--fail-on leak` was asked for.

@@ -7,6 +7,7 @@
 pub mod author;
 pub mod collision;
 pub mod finding;
+pub mod lease;
 pub mod leftover;
 pub mod row;
 pub mod reading;
@@ -32,7 +33,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 /// Marks the file as a ledger (`PRAGMA application_id`): "isol".
 const APPLICATION_ID: i32 = 0x6973_6f6c;
 /// The form of the tables (`PRAGMA user_version`).
-const VERSION: i32 = 3;
+const VERSION: i32 = 4;
 /// From the first form of the tables to the second, around `story.sql`.
 const BEFORE_FORM_2: &str = "ALTER TABLE test RENAME TO test_1;";
 const AFTER_FORM_1: &str = "
@@ -130,8 +131,11 @@ fn create(db: &mut Connection) -> anyhow::Result<()> {
             tx.execute_batch(include_str!("ledger/schema.sql"))?;
             tx.execute_batch(include_str!("ledger/story.sql"))?;
         }
-        // The third form brought it.
-        tx.execute_batch(include_str!("ledger/leftover.sql"))?;
+        if found < 3 {
+            tx.execute_batch(include_str!("ledger/leftover.sql"))?;
+        }
+        // The fourth form brought them.
+        tx.execute_batch(include_str!("ledger/lease.sql"))?;
         tx.execute_batch(include_str!("ledger/views.sql"))?;
         tx.pragma_update(None, "application_id", APPLICATION_ID)?;
         tx.pragma_update(None, "user_version", VERSION)?;

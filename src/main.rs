@@ -17,6 +17,8 @@ fn main() {
         Command::Why(args) => commands::why(args),
         Command::Report(args) => commands::report(args),
         Command::Record { kind, key } => commands::record(&kind, &key),
+        Command::Lease(command) => commands::lease::lease(command),
+        Command::Pool(command) => commands::lease::pool(command),
         Command::Sweep(args) => commands::sweep(*args),
         Command::Template(TemplateCommand::Build(args)) => commands::template::build(args.settings, args.setup),
         Command::Template(TemplateCommand::List { server, format }) => commands::template::list(server, format.format),

@@ -37,18 +37,24 @@ impl Recipe {
                 "--setup-input says what --setup makes the pristine state from, and there is no --setup: name both, or neither",
             ));
         };
-        let mut parts = vec![setup.command.clone().into_bytes()];
-        for (name, path) in files(inputs)? {
-            parts.push(name.into_os_string().into_encoded_bytes());
-            parts.push(content(&path).map_err(|error| unreadable(&path, &error))?.to_vec());
-        }
-        Ok(Some(Self { command: mask_command(&setup.command), digest: digest(parts) }))
+        let digest = of_command(&[&setup.command], inputs)?;
+        Ok(Some(Self { command: mask_command(&setup.command), digest }))
     }
 
     /// What this recipe makes where the rest is `surroundings`: 64 hex digits.
     pub fn fingerprint(&self, surroundings: &[&str]) -> String {
         digest(std::iter::once(self.digest.as_str()).chain(surroundings.iter().copied()))
     }
+}
+
+/// The digest of a command, in words that say what it does, and of the files that it is made from.
+pub fn of_command(words: &[&str], inputs: &Inputs) -> anyhow::Result<String> {
+    let mut parts: Vec<Vec<u8>> = words.iter().map(|word| word.as_bytes().to_vec()).collect();
+    for (name, path) in files(inputs)? {
+        parts.push(name.into_os_string().into_encoded_bytes());
+        parts.push(content(&path).map_err(|error| unreadable(inputs, &path, &error))?.to_vec());
+    }
+    Ok(digest(parts))
 }
 
 /// The digest of several parts, such that no two lists of parts have the same: 64 hex digits.
@@ -74,8 +80,8 @@ fn content(path: &Path) -> std::io::Result<[u8; 32]> {
     }
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> anyhow::Error {
-    Stop::usage(format!("cannot read {}, which --setup-input names: {error}", path.display()))
+fn unreadable(inputs: &Inputs, path: &Path, error: &std::io::Error) -> anyhow::Error {
+    Stop::usage(format!("cannot read {}, which {} names: {error}", path.display(), inputs.option))
 }
 
 /// The files that are meant, by their names as seen from the folder that the patterns count
@@ -84,17 +90,21 @@ fn files(inputs: &Inputs) -> anyhow::Result<BTreeMap<PathBuf, PathBuf>> {
     let mut files = BTreeMap::new();
     for pattern in &inputs.patterns {
         let found = Search::new(pattern, &inputs.folder)
-            .map_err(|error| Stop::usage(format!("--setup-input {pattern:?} is no pattern of files: {}", error.msg)))?
+            .map_err(|error| {
+                Stop::usage(format!("{} {pattern:?} is no pattern of files: {}", inputs.option, error.msg))
+            })?
             .find(&mut files)
             .map_err(|error| {
                 Stop::usage(format!(
-                    "cannot read what --setup-input {pattern:?} names in {}: {error}",
+                    "cannot read what {} {pattern:?} names in {}: {error}",
+                    inputs.option,
                     inputs.folder.display()
                 ))
             })?;
         if !found {
             return Err(Stop::usage(format!(
-                "--setup-input {pattern:?} matches no file in {}; correct the pattern, or leave it out",
+                "{} {pattern:?} matches no file in {}; correct the pattern, or leave it out",
+                inputs.option,
                 inputs.folder.display()
             )));
         }
@@ -186,7 +196,7 @@ mod tests {
 
     fn names(folder: &Path, patterns: &[&str]) -> anyhow::Result<Vec<String>> {
         let patterns = patterns.iter().map(|&pattern| pattern.to_owned()).collect();
-        let files = files(&Inputs { patterns, folder: folder.to_owned() })?;
+        let files = files(&Inputs::of_setup(patterns, folder.to_owned()))?;
         Ok(files.into_keys().map(|name| name.display().to_string()).collect())
     }
 
@@ -224,7 +234,7 @@ mod tests {
             }
             let flags = crate::settings::Choices {
                 setup: Some(crate::settings::Setup { command: command.to_owned(), folder: PathBuf::new() }),
-                inputs: Some(Inputs { patterns: vec!["*".to_owned()], folder: PathBuf::new() }),
+                inputs: Some(Inputs::of_setup(vec!["*".to_owned()], PathBuf::new())),
                 ..Default::default()
             };
             let settings = Settings::fold(flags, None, std::iter::empty(), dir.path()).expect("settings");

@@ -12,7 +12,7 @@ use crate::ledger::test::FixturePhase;
 use crate::ledger::worker::WorkerOutcome;
 use crate::ledger::{Durability, RunKey, Writer, leftover, test, worker};
 use crate::name::Lane;
-use crate::os::process::Ended;
+use crate::os::process::{self, Ended};
 use crate::renewal::Renewed;
 use crate::secret::Vault;
 
@@ -65,6 +65,8 @@ pub struct Roster {
 #[derive(Debug, Default)]
 struct State {
     workers: HashMap<String, Member>,
+    /// Which processes they are.
+    pids: HashMap<i32, String>,
     /// Their names in the order of coming.
     order: Vec<String>,
     announced: Vec<String>,
@@ -141,6 +143,10 @@ impl Roster {
     /// A worker is there.
     pub fn join(&self, worker: &str, kind: Kind, lane: Lane, pid: Option<i32>, at: Timestamp) {
         let mut state = self.state();
+        if let Some(pid) = pid {
+            state.pids.retain(|_, known| known != worker);
+            state.pids.insert(pid, worker.to_owned());
+        }
         match state.workers.get(worker) {
             Some(member) if member.outcome.is_none() => return,
             // A second pytest within one run has a `gw0` again.
@@ -150,12 +156,6 @@ impl Roster {
         state.workers.insert(worker.to_owned(), Member { kind, lane, ..Member::default() });
         let (run, worker) = (self.run, worker.to_owned());
         self.writer.tell(move |db| worker::begin(db, run, &worker, lane, pid, at));
-    }
-
-    /// The process of a worker that joined before it had one.
-    pub fn has_pid(&self, worker: &str, pid: i32) {
-        let (run, worker) = (self.run, worker.to_owned());
-        self.writer.tell(move |db| worker::has_pid(db, run, &worker, pid));
     }
 
     /// A shim of pytest spoke.
@@ -233,6 +233,23 @@ impl Roster {
             return;
         };
         self.writer.tell(move |db| test::fixture_reached(db, run, number, phase, at));
+    }
+
+    /// The worker that a process is, or descends from.
+    pub fn worker_of(&self, pid: i32) -> Option<String> {
+        let family = process::with_ancestors(pid);
+        let state = self.state();
+        family.iter().find_map(|pid| state.pids.get(pid).cloned())
+    }
+
+    /// The test that a worker is in.
+    pub fn test_of(&self, worker: &str) -> Option<String> {
+        self.state().workers.get(worker)?.open.last().map(|test| test.id.clone())
+    }
+
+    /// The lane that a worker is in.
+    pub fn lane_of(&self, worker: &str) -> Option<Lane> {
+        Some(self.state().workers.get(worker)?.lane)
     }
 
     /// The number of a test that this worker is in, and its lane.

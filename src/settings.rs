@@ -4,6 +4,7 @@
 pub mod env_template;
 pub mod file;
 mod inputs;
+pub mod pool;
 mod track;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use crate::error::Stop;
 use crate::secret::Secret;
 use env_template::EnvTemplate;
 pub use inputs::Inputs;
+pub use pool::PoolSettings;
 pub use track::Track;
 
 /// What separates lanes.
@@ -141,6 +143,7 @@ pub struct Choices {
     pub cleaners: BTreeMap<String, Cleaner>,
     pub track: Option<Track>,
     pub fail_on: Vec<FailOn>,
+    pub pools: Vec<PoolSettings>,
 }
 
 impl Choices {
@@ -166,6 +169,7 @@ impl Choices {
             cleaners: lower.cleaners.into_iter().chain(self.cleaners).collect(),
             track: self.track.or(lower.track),
             fail_on: if self.fail_on.is_empty() { lower.fail_on } else { self.fail_on },
+            pools: lower.pools.into_iter().chain(self.pools).collect(),
         }
     }
 }
@@ -201,6 +205,7 @@ pub struct Settings {
     pub cleaners: BTreeMap<String, Cleaner>,
     pub track: Track,
     pub fail_on: Vec<FailOn>,
+    pub pools: Vec<PoolSettings>,
     /// The ledger's file, absolute.
     pub ledger: PathBuf,
     /// Variables with addresses; the first is the one that `{database_url}` means.
@@ -281,6 +286,7 @@ impl Settings {
             cleaners: all.cleaners,
             track: all.track.unwrap_or_default(),
             fail_on: all.fail_on,
+            pools: all.pools.into_iter().map(|pool| pool.within(cwd)).collect(),
             ledger: cwd.join(ledger),
             url_variables,
             embedded,

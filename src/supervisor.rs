@@ -24,11 +24,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::{self, Api, Stories};
 use crate::clock::Timestamp;
+use crate::desk::Desk;
 use crate::error::{Stop, one_line};
 use crate::fault::{self, Step};
 use crate::harvest::Harvester;
 use crate::keeper::Keeper;
 use crate::ledger::finding::Findings;
+use crate::ledger::lease::LedgerStore;
 use crate::ledger::record::{self, RecordState};
 use crate::ledger::resource::ResourceEvent;
 use crate::ledger::run::RunState;
@@ -36,6 +38,7 @@ use crate::ledger::{self, Durability};
 use crate::name::Place;
 use crate::os::process::{self, Ended};
 use crate::os::signal::Signals;
+use crate::pools;
 use crate::provider::{Directories, Provider, Resource, ResourceKind};
 use crate::roster::{Roster, Tally};
 use crate::run::Run;
@@ -106,8 +109,10 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
     let keeper = Arc::new(Keeper::new(Arc::clone(&run)));
     let harvester = Harvester::start(&run);
-    let served =
-        runtime.block_on(serve(&run, &keeper, &roster, signals, &program, command, recognised, &started, &progress));
+    let store = LedgerStore::new(run.writer.clone(), &run.settings.ledger);
+    let desk = Desk::new(Box::new(store), Some(run.id.to_string()));
+    let served = runtime
+        .block_on(serve(&run, &keeper, &roster, &desk, signals, &program, command, recognised, &started, &progress));
     progress.step(Event::Ended)?;
     command::heed(&progress);
     // Whatever the command left behind would go on writing into what is undone next.
@@ -118,6 +123,7 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     drop(runtime);
     drop(keeper);
     harvester.stop();
+    free_leases(&run, &desk);
     let served = match served.and_then(|served| stopped.map(|()| served)) {
         Ok(served) => served,
         Err(error) => {
@@ -142,6 +148,7 @@ async fn serve(
     run: &Arc<Run>,
     keeper: &Arc<Keeper>,
     roster: &Arc<Roster>,
+    desk: &Desk,
     signals: Signals,
     program: &std::path::Path,
     command: &[OsString],
@@ -156,10 +163,17 @@ async fn serve(
         run: Arc::clone(run),
         keeper: Arc::clone(keeper),
         roster: Arc::clone(roster),
+        desk: desk.clone(),
         stories: stories.clone(),
         told: AtomicUsize::new(0),
     };
-    let door = tokio::spawn(api::serve(listener, Arc::new(api)));
+    let api = Arc::new(api);
+    let door = tokio::spawn(api::serve(listener, Arc::clone(&api)));
+    let clock = tokio::spawn({
+        let desk = desk.clone();
+        async move { desk.keep_time().await }
+    });
+    pools::configure(desk, &run.settings.pools).await.map_err(|error| Stop::not_started(one_line(&error)))?;
     let undertaker = tokio::spawn(collect_orphans(signal(SignalKind::child())?));
     // SAFETY: it owns its descriptor, which stays open and the same as long as it lives.
     let signals = unsafe { AsyncFd::register(signals) }?;
@@ -170,7 +184,7 @@ async fn serve(
     }
     let began = Instant::now();
     fault::before(Step::Start)?;
-    commands.spawn(roster)?;
+    commands.spawn(roster, &api)?;
     fault::after(Step::Start)?;
     let its = Arc::clone(run);
     tokio::task::spawn_blocking(move || its.providers.iter().for_each(|provider| provider.goes_on()));
@@ -181,6 +195,7 @@ async fn serve(
     tokio::time::sleep(Duration::from_millis(1)).await;
     stories.told().await;
     door.abort();
+    clock.abort();
     undertaker.abort();
     Ok(Served { ended, began })
 }
@@ -275,6 +290,15 @@ fn home(
     };
     started.finish();
     outcome
+}
+
+/// Nobody of the run lives any more who could hold anything.
+fn free_leases(run: &Run, desk: &Desk) {
+    if desk.is_used() {
+        let id = run.id.to_string();
+        // What cannot be written is freed by the next run, or by time.
+        let _ = desk.holder_died_blocking(move |holder| holder.run.as_deref() == Some(id.as_str()));
+    }
 }
 
 /// Leaves what was made for the next run to that.

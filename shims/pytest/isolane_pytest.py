@@ -14,6 +14,7 @@ import os
 
 # By name: a test may replace what is in these modules.
 from socket import AF_UNIX, SHUT_WR, SOCK_STREAM, socket
+from threading import local
 from time import time
 from urllib.parse import quote
 
@@ -147,10 +148,16 @@ class _Door:
 
     def post(self, path, body):
         """Raises OSError with the run's own words."""
+        status, answer = self.call("POST", path, body)
+        if status >= 300:
+            raise OSError((answer or {}).get("detail", "status %d" % status))
+
+    def call(self, method, path, body):
+        """The answer's status and JSON. Raises OSError where there is none."""
         data = json.dumps(body).encode()
         head = (
-            "POST %s HTTP/1.1\r\nHost: isolane\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-            % (quote(path), len(data))
+            "%s %s HTTP/1.1\r\nHost: isolane\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            % (method, quote(path), len(data))
         )
         if self.connection is None:
             self.connection = _connect()
@@ -161,8 +168,7 @@ class _Door:
             self.connection.close()
             self.connection = None
             raise OSError("the run does not answer (%s)" % error)
-        if status >= 300:
-            raise OSError(json.loads(answer).get("detail", "status %d" % status) if answer else "status %d" % status)
+        return status, json.loads(answer) if answer else None
 
     def read(self):
         data = b""
@@ -476,11 +482,101 @@ def _adopt(config):
     return True
 
 
+class LeaseError(Exception):
+    """What was asked for was refused; `problem` is what the run said, with its `code`."""
+
+    def __init__(self, problem):
+        super().__init__(problem.get("detail"))
+        self.problem = problem
+        self.code = problem.get("code")
+
+
+class PoolExhausted(LeaseError):
+    """All that would do is held, or was for as long as this waited: `holders` says by whom."""
+
+    @property
+    def holders(self):
+        return self.problem.get("holders", [])
+
+
+class LeaseLost(LeaseError):
+    """The lease has ended, and not by its holder: by time, or because somebody took it."""
+
+
+_REFUSALS = {"exhausted": PoolExhausted, "lease-deadlock": PoolExhausted, "lease-lost": LeaseLost}
+
+
+def _lease_call(door, method, path, body):
+    status, answer = door.call(method, path, body)
+    if status >= 300:
+        problem = answer or {"detail": "status %d" % status}
+        raise _REFUSALS.get(problem.get("code"), LeaseError)(problem)
+    return answer
+
+
+class Lease:
+    """Items that are this test's until it ends, or until the block of `with` does. `items` is a
+    list of dicts; of a single item, `lease["id"]` is short for `lease.items[0]["id"]`."""
+
+    def __init__(self, door, answer):
+        self._door = door
+        self._is_over = False
+        self._take(answer)
+
+    def _take(self, answer):
+        self.id = answer["id"]
+        self.fence = answer["fence"]
+        self.items = answer["items"]
+        self.expires_at = answer["expires_at"]
+
+    @property
+    def item(self):
+        return self.items[0]
+
+    def __getitem__(self, name):
+        return self.items[0][name]
+
+    def renew(self, ttl=None):
+        """For as long again. Raises LeaseLost where it has ended."""
+        body = {"fence": self.fence, "ttl": ttl}
+        self._take(_lease_call(self._door, "POST", "/v1/leases/%s/renew" % self.id, body))
+
+    def check(self):
+        """Raises LeaseLost where the lease has ended."""
+        _lease_call(self._door, "GET", "/v1/leases/%s" % self.id, {})
+
+    def release(self):
+        """Gives the items back; a second time, it is nothing. Raises LeaseLost where the lease had
+        ended before."""
+        if self._is_over:
+            return
+        self._is_over = True
+        _lease_call(self._door, "DELETE", "/v1/leases/%s" % self.id, {"fence": self.fence})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            self.release()
+            return
+        try:
+            self.release()
+        except (LeaseLost, OSError):
+            # The test has failed already, and that is what is to be read.
+            pass
+
+
 class Isolane:
     """What a test can know of its lane."""
 
+    PoolExhausted = PoolExhausted
+    LeaseLost = LeaseLost
+    LeaseError = LeaseError
+
     def __init__(self, test):
         self._test = test
+        self._leases = []
         self.run_id = os.environ.get("ISOLANE_RUN_ID")
         self.worker_id = WORKER
         self.lane = int(LANE) if LANE and LANE.isdigit() else None
@@ -494,11 +590,49 @@ class Isolane:
         end of the run, whatever happens."""
         _post("/v1/records", {"worker": WORKER, "test": self._test, "kind": str(kind), "key": str(key)})
 
+    def lease(self, pool, count=1, ttl=None, wait="30s", key=None, **attributes):
+        """Leases items of a pool that nobody else has meanwhile, and waits for them if need be:
+        `isolane.lease("premium_user", tier="gold")`. A value may be a list of those that will do, or
+        a dict such as {"ge": 18}. What is not released in the test is released at its end. Raises
+        PoolExhausted, with who holds them, where they do not come free in time."""
+        return self.lease_all([{"pool": pool, "count": count, "where": attributes}], ttl=ttl, wait=wait, key=key)
+
+    def lease_all(self, want, ttl=None, wait="30s", key=None):
+        """Leases items of several pools, all or none: `want` is a list of dicts with `pool`,
+        `count` and `where`."""
+        body = {"want": want, "ttl": ttl, "wait": wait, "key": key, "worker": WORKER, "test": self._test}
+        lease = Lease(_door(), _lease_call(_door(), "POST", "/v1/leases", body))
+        self._leases.append(lease)
+        return lease
+
+    def _end(self):
+        """Releases what the test has left, the last first. A lease that had ended before says so."""
+        lost = None
+        while self._leases:
+            try:
+                self._leases.pop().release()
+            except LeaseLost as error:
+                lost = error
+        if lost is not None:
+            raise lost
+
+
+_doors = local()
+
+
+def _door():
+    """A connection of this thread's own."""
+    if not hasattr(_doors, "door") or _doors.process != os.getpid():
+        _doors.door, _doors.process = _Door(), os.getpid()
+    return _doors.door
+
 
 @pytest.fixture
 def isolane(request):
     """The lane of this test's worker: run_id, worker_id, lane, prefix, schema,
-    database_url and record(kind, key)."""
+    database_url, record(kind, key) and lease(pool, …)."""
     if SOCKET is None:
         pytest.skip("not inside of `isolane run`")
-    return Isolane(request.node.nodeid)
+    its = Isolane(_readable(_test_id(request.node)))
+    yield its
+    its._end()

@@ -173,6 +173,7 @@ fn watch(api: &Arc<Api>, worker: String, process: Arc<AsyncFd<PidFd>>, told: Opt
 }
 
 fn lost(api: &Arc<Api>, worker: &str, how: Ended) {
+    api.holder_died(worker);
     match api.roster.left(worker, how, Timestamp::now()) {
         Some(WorkerOutcome::Crashed) => api.keeper.crashed(worker),
         Some(_) => api.keeper.release(worker),

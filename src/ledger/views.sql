@@ -68,3 +68,11 @@ CREATE VIEW leaks AS
     FROM leftover l JOIN run USING (run) LEFT JOIN worker w USING (worker) LEFT JOIN test e ON e.run = l.run AND e.number = l.test
     WHERE kind <> 'lane made again'
     GROUP BY l.run, l.worker, l.test, kind;
+
+-- A lease of several items has a row for each.
+CREATE VIEW leases AS
+    SELECT lease_id, run_id, worker_id, test_id, json_extract(i.value, '$[1]') AS pool, json_extract(i.value, '$[2]') AS item,
+           state, strftime('%Y-%m-%dT%H:%M:%fZ', acquired / 1000 / 1000.0, 'unixepoch') AS acquired_at,
+           strftime('%Y-%m-%dT%H:%M:%fZ', expires / 1000 / 1000.0, 'unixepoch') AS expires_at,
+           strftime('%Y-%m-%dT%H:%M:%fZ', ended / 1000 / 1000.0, 'unixepoch') AS ended_at, fence
+    FROM lease, json_each(items) i;

@@ -36,11 +36,6 @@ pub fn begin(db: &Connection, run: RunKey, worker_id: &str, lane: Lane, pid: Opt
     .map(drop)
 }
 
-/// Notes the process that the worker is.
-pub fn has_pid(db: &Connection, run: RunKey, worker_id: &str, pid: i32) -> Result<()> {
-    db.execute("UPDATE worker SET pid = ?3 WHERE run = ?1 AND worker_id = ?2", params![run.0, worker_id, pid]).map(drop)
-}
-
 /// Notes that what was taken for a worker is the controller of workers.
 pub fn is_controller(db: &Connection, run: RunKey, worker_id: &str) -> Result<()> {
     db.execute("UPDATE worker SET controller = 1 WHERE run = ?1 AND worker_id = ?2", params![run.0, worker_id])

@@ -2,7 +2,7 @@
 //! transaction (group commit), so that a hundred thousand events a second cost a
 //! few hundred commits.
 
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use rusqlite::{Connection, Result, TransactionBehavior};
@@ -21,6 +21,7 @@ pub enum Durability {
 }
 
 type Change = Box<dyn FnOnce(&Connection) -> Result<()> + Send>;
+type Done = Box<dyn FnOnce(Result<()>) + Send>;
 
 #[derive(Debug)]
 enum Message {
@@ -31,7 +32,7 @@ enum Message {
 struct Queued {
     change: Change,
     durability: Durability,
-    done: Option<SyncSender<Result<()>>>,
+    done: Option<Done>,
 }
 
 impl std::fmt::Debug for Queued {
@@ -72,9 +73,27 @@ impl Writer {
             let _ = made.send(change(db)?);
             Ok(())
         };
-        self.send(Message::Change(Queued { change: Box::new(change), durability, done: Some(done) }));
+        self.queue(durability, change, move |kept| {
+            let _ = done.send(kept);
+        });
         answer.recv().unwrap_or(Err(rusqlite::Error::UnwindingPanic))?;
         value.recv().map_err(|_| rusqlite::Error::UnwindingPanic)
+    }
+
+    /// Queues a change, and calls `done` when it is kept or lost. That must not take long: the
+    /// next changes wait for it.
+    pub fn queue(
+        &self,
+        durability: Durability,
+        change: impl FnOnce(&Connection) -> Result<()> + Send + 'static,
+        done: impl FnOnce(Result<()>) + Send + 'static,
+    ) {
+        let queued = Queued { change: Box::new(change), durability, done: Some(Box::new(done)) };
+        if let Err(std::sync::mpsc::SendError(Message::Change(Queued { done: Some(done), .. }))) =
+            self.queue.send(Message::Change(queued))
+        {
+            done(Err(rusqlite::Error::UnwindingPanic));
+        }
     }
 
     /// Ends the thread once all is written; later changes fail.
@@ -128,7 +147,7 @@ fn apply(db: &mut Connection, batch: Vec<Queued>) -> Option<rusqlite::Error> {
     });
     for (done, result) in waiting {
         let kept = committed.as_ref().copied().map_err(repeat);
-        let _ = done.send(result.and(kept));
+        done(result.and(kept));
     }
     committed.err().or(lost)
 }

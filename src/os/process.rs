@@ -175,6 +175,40 @@ fn spared() -> BTreeSet<i32> {
     SPARED.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
+/// What a process is called by others on this machine, now and after its end: its number, when
+/// it started, where that number counts, and since which start of the machine.
+pub fn name_of(pid: i32) -> Option<String> {
+    Some(format!("{pid}.{}.{}@{}", started(pid)?, namespace()?, super::boot::now().id))
+}
+
+/// Whether the process of this name lives. One whose numbers do not count here may.
+pub fn is_there(name: &str) -> bool {
+    let Some((process, boot)) = name.split_once('@') else { return false };
+    let words: Vec<_> = process.split('.').collect();
+    let [pid, start, at] = words[..] else { return false };
+    if boot != super::boot::now().id {
+        return false;
+    }
+    if namespace().is_none_or(|here| here != at) {
+        return true;
+    }
+    pid.parse().is_ok_and(|pid| {
+        parent_and_state(pid).is_some_and(|(_, is_dead)| !is_dead) && started(pid).as_deref() == Some(start)
+    })
+}
+
+/// When a process started, in ticks since the machine did: field 22 of `/proc/<pid>/stat`.
+fn started(pid: i32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19).map(str::to_owned)
+}
+
+/// Where the numbers of processes count that this one sees (pid_namespaces(7)).
+fn namespace() -> Option<String> {
+    let link = fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(link.to_string_lossy().chars().filter(char::is_ascii_digit).collect())
+}
+
 /// The pids of all processes.
 pub fn all() -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();

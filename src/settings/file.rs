@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::env_template::EnvTemplate;
-use super::{Choices, Cleaner, Inputs, Setup, Track};
+use super::{Choices, Cleaner, Inputs, Setup, Track, pool};
 
 /// The name of the file.
 pub const NAME: &str = "isolane.toml";
 /// The ledger's usual path, beside the configuration.
 pub const LEDGER: &str = ".isolane/ledger.db";
 
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 18] = [
     "database-url",
     "isolation",
     "setup",
@@ -31,6 +31,7 @@ const KEYS: [&str; 17] = [
     "cleaner",
     "track",
     "fail-on",
+    "pool",
 ];
 
 /// The file that counts for `cwd`: there, or in the nearest folder above.
@@ -53,8 +54,7 @@ pub fn read(path: &Path) -> Result<Choices, String> {
         isolation: choice(&table, "isolation")?,
         // So does what it names.
         setup: template.setup.map(|command| Setup { command, folder: folder.to_owned() }),
-        inputs: Some(Inputs { patterns: template.inputs, folder: folder.to_owned() })
-            .filter(|inputs| !inputs.patterns.is_empty()),
+        inputs: Some(Inputs::of_setup(template.inputs, folder.to_owned())).filter(|inputs| !inputs.patterns.is_empty()),
         keep_templates: template.keep,
         workers: number(&table, "workers", "")?,
         fresh: choice(&table, "fresh")?,
@@ -75,18 +75,19 @@ pub fn read(path: &Path) -> Result<Choices, String> {
             Some(Value::Boolean(false)) => Some(Track::nothing()),
             Some(_) => Some(track(&strings(&table, "track")?)?),
         },
+        pools: pool::pools(&table, folder)?,
         fail_on: strings(&table, "fail-on")?.iter().map(|word| one_of("fail-on", word)).collect::<Result<_, _>>()?,
     })
 }
 
-fn check_keys(table: &Table, known: &[&str], place: &str) -> Result<(), String> {
+pub(super) fn check_keys(table: &Table, known: &[&str], place: &str) -> Result<(), String> {
     let Some(unknown) = table.keys().find(|key| !known.contains(&key.as_str())) else { return Ok(()) };
     let nearest =
         known.iter().max_by(|a, b| strsim::jaro_winkler(a, unknown).total_cmp(&strsim::jaro_winkler(b, unknown)));
     Err(format!("unknown key `{place}{unknown}`; did you mean `{place}{}`?", nearest.unwrap_or(&"")))
 }
 
-fn string(table: &Table, key: &str) -> Result<Option<String>, String> {
+pub(super) fn string(table: &Table, key: &str) -> Result<Option<String>, String> {
     match table.get(key) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
@@ -94,7 +95,7 @@ fn string(table: &Table, key: &str) -> Result<Option<String>, String> {
     }
 }
 
-fn strings(table: &Table, key: &str) -> Result<Vec<String>, String> {
+pub(super) fn strings(table: &Table, key: &str) -> Result<Vec<String>, String> {
     let wrong = || format!("`{key}` takes a text in quotes, or a list of them");
     match table.get(key) {
         Some(Value::Array(values)) => {
@@ -156,7 +157,7 @@ fn template(table: &Table) -> Result<Template, String> {
     })
 }
 
-fn number(table: &Table, key: &str, place: &str) -> Result<Option<u32>, String> {
+pub(super) fn number(table: &Table, key: &str, place: &str) -> Result<Option<u32>, String> {
     let Some(value) = table.get(key) else { return Ok(None) };
     let number = value.as_integer().and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
     number.map(Some).ok_or_else(|| format!("`{place}{key}` takes a number from 1 on"))
@@ -176,7 +177,7 @@ fn cleaners(table: &Table) -> Result<BTreeMap<String, Cleaner>, String> {
         .collect()
 }
 
-fn sub_table<'a>(table: &'a Table, key: &str) -> Result<Option<&'a Table>, String> {
+pub(super) fn sub_table<'a>(table: &'a Table, key: &str) -> Result<Option<&'a Table>, String> {
     match table.get(key) {
         None => Ok(None),
         Some(Value::Table(table)) => Ok(Some(table)),

@@ -16,9 +16,10 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
 use super::phase::{Action, Event, Progress};
+use crate::api::Api;
 use crate::clock::Timestamp;
 use crate::error::{ExitCode, Stop};
-use crate::keeper::{Grant, Keeper};
+use crate::keeper::{self, Grant, Keeper};
 use crate::name::{Lane, Place};
 use crate::os::port::PortBlock;
 use crate::os::process::{self, Ended, PidFd, descendants};
@@ -194,7 +195,7 @@ impl Commands {
     }
 
     /// Starts all copies, in our own process group and on our own terminal.
-    pub fn spawn(&mut self, roster: &Roster) -> anyhow::Result<()> {
+    pub fn spawn(&mut self, roster: &Roster, api: &Arc<Api>) -> anyhow::Result<()> {
         for mut copy in std::mem::take(&mut self.copies) {
             if copy.is_marked {
                 // Several cannot share one input or one terminal.
@@ -209,6 +210,13 @@ impl Commands {
             if let Some((worker, lane)) = copy.worker {
                 let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
                 roster.join(&worker, Kind::Command, lane, pid, Timestamp::now());
+                if let Some(process) = pid.and_then(|pid| keeper::hold(pid).ok()) {
+                    let (api, worker) = (Arc::clone(api), worker.clone());
+                    tokio::spawn(async move {
+                        keeper::ended(&process).await;
+                        api.holder_died(&worker);
+                    });
+                }
                 let out = child.stdout.take().map(|out| tokio::spawn(mark(worker.clone(), out, tokio::io::stdout())));
                 let err = child.stderr.take().map(|err| tokio::spawn(mark(worker.clone(), err, tokio::io::stderr())));
                 self.pumps.extend(out.into_iter().chain(err));

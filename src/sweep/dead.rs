@@ -10,7 +10,9 @@ use rusqlite::Connection;
 use super::{Scope, SweepReport, leave, patiently, sweep};
 use crate::address::Address;
 use crate::clock::Timestamp;
+use crate::desk::Desk;
 use crate::inventory::Inventory;
+use crate::ledger::lease::LedgerStore;
 use crate::ledger::resource::{self, Entry, ResourceEvent};
 use crate::ledger::run::{self, NewRun, OpenRun, RunState};
 use crate::ledger::{self, Durability, RunKey, Writer, collision};
@@ -112,7 +114,13 @@ pub fn sweep_run(ledger: &Path, id: RunId, addresses: &[Address], memory: Memory
         Ok(None) => return Ok(None),
         Err(error) => return Err(error),
     };
+    let holds = ledger::lease::holds(&db, &id.to_string()).unwrap_or(false);
     let (writer, thread) = Writer::start(db);
+    if holds {
+        let (desk, run) = (Desk::new(Box::new(LedgerStore::new(writer.clone(), ledger)), None), id.to_string());
+        // What is not freed now is freed by time.
+        let _ = desk.holder_died_blocking(move |holder| holder.run.as_deref() == Some(run.as_str()));
+    }
     let inventory = Inventory::recall(writer.clone(), key, left);
     // Something of it may be gone for long, and removing that is success.
     inventory.adopt(memory.promised);

@@ -13,6 +13,7 @@ mod fresh_sqlite;
 mod fresh_trouble;
 mod job;
 mod lab;
+mod lease;
 mod ledger;
 mod nextest;
 mod nextest_errors;

@@ -72,9 +72,19 @@ fn drivers_stay_in_their_rooms() {
         ("postgres_protocol", &["provider/postgres", "provider/servers"]),
         (
             "rusqlite",
-            &["ledger", "provider/sqlite", "inventory", "roster", "story", "sweep/dead", "commands", "supervisor"],
+            &[
+                "ledger",
+                "provider/sqlite",
+                "inventory",
+                "roster",
+                "story",
+                "sweep/dead",
+                "commands",
+                "supervisor",
+                "client",
+            ],
         ),
-        ("axum", &["api"]),
+        ("axum", &["api", "client"]),
         ("comfy_table", &["report"]),
         ("clap", &["cli", "main", "commands", "settings", "report"]),
     ];

@@ -1,0 +1,58 @@
+//! Problem documents (RFC 9457), with a stable `code`.
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value};
+
+use crate::lease::store::StoreError;
+
+/// A problem.
+#[derive(Debug)]
+pub struct Problem {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its stable word.
+    pub code: &'static str,
+    /// What it is, and what to do, on one line.
+    pub detail: String,
+    /// What a program may want to know besides.
+    pub details: Map<String, Value>,
+}
+
+impl Problem {
+    /// A problem of which no more is to be said.
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), details: Map::new() }
+    }
+
+    /// The request makes no sense.
+    pub fn malformed(detail: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "malformed-request", detail.to_string())
+    }
+
+    /// The request did not come to an end that is allowed.
+    pub fn too_large(error: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", format!("the request's body is too large: {error}"))
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "store", format!("pools and leases cannot be written: {error}"))
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let title = self.status.canonical_reason().unwrap_or_default();
+        let mut document = Map::new();
+        document.insert("type".to_owned(), "about:blank".into());
+        document.insert("title".to_owned(), title.into());
+        document.insert("status".to_owned(), self.status.as_u16().into());
+        document.insert("code".to_owned(), self.code.into());
+        document.insert("detail".to_owned(), self.detail.into());
+        document.extend(self.details);
+        let body = Value::Object(document).to_string();
+        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+    }
+}

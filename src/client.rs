@@ -1,0 +1,130 @@
+//! Who asks the API: over the socket of a run, or in this process where there is no run.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use serde_json::Value;
+
+use crate::api::{leases, pools};
+use crate::desk::Desk;
+use crate::error::{ExitCode, Stop, one_line};
+use crate::lease::refusal;
+use crate::ledger::lease::LedgerStore;
+use crate::ledger::{self, Writer};
+use crate::settings::Settings;
+
+/// Where requests go.
+#[derive(Debug)]
+pub enum Client {
+    /// To a run, over its socket.
+    Run(PathBuf),
+    /// To the ledger itself.
+    Ledger(Box<Here>),
+}
+
+/// The API in this process.
+#[derive(Debug)]
+pub struct Here {
+    router: axum::Router,
+    /// What the requests work on.
+    pub desk: Desk,
+    runtime: tokio::runtime::Runtime,
+    writer: Writer,
+    thread: Option<JoinHandle<Option<rusqlite::Error>>>,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: u16,
+    /// Its document; null where it has none.
+    pub body: Value,
+}
+
+impl Answer {
+    /// The document of a success; a refusal is an end with its code and its words.
+    pub fn ok(self) -> anyhow::Result<Value> {
+        if self.status < 300 {
+            return Ok(self.body);
+        }
+        let text = self.body["detail"].as_str().map_or_else(|| format!("status {}", self.status), str::to_owned);
+        let code = self.body["code"].as_str().unwrap_or_default();
+        let code = if self.status == 503 { ExitCode::Unavailable } else { refusal::exit_code_of(code) };
+        Err(Stop::with(code, text))
+    }
+}
+
+impl Client {
+    /// The run that this process is in, or else the ledger of these settings, with the pools of
+    /// the configuration.
+    pub fn new(settings: &Settings) -> anyhow::Result<Self> {
+        if let Some(socket) = settings.variables.get("ISOLANE_SOCKET").filter(|path| !path.is_empty()) {
+            return Ok(Self::Run(PathBuf::from(socket)));
+        }
+        let path = &settings.ledger;
+        let cannot = |error: &anyhow::Error| {
+            Stop::usage(format!("cannot use the ledger {}: {}", path.display(), one_line(error)))
+        };
+        let (writer, thread) = Writer::start(ledger::open(path).map_err(|error| cannot(&error))?);
+        let desk = Desk::new(Box::new(LedgerStore::new(writer.clone(), path)), None);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let clock = desk.clone();
+        runtime.spawn(async move { clock.keep_time().await });
+        runtime.block_on(crate::pools::configure(&desk, &settings.pools))?;
+        let counter = leases::Counter::open(desk.clone());
+        let router = leases::routes(counter.clone()).merge(pools::routes(counter));
+        Ok(Self::Ledger(Box::new(Here { router, desk, runtime, writer, thread: Some(thread) })))
+    }
+
+    /// Asks, and waits for the answer.
+    pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+        match self {
+            Self::Run(socket) => over_socket(socket, method, path, body),
+            Self::Ledger(here) => here.call(method, path, body),
+        }
+    }
+}
+
+impl Here {
+    fn call(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let request = axum::http::Request::builder().method(method).uri(path).body(axum::body::Body::from(body))?;
+        self.runtime.block_on(async {
+            let Ok(response) = tower::ServiceExt::oneshot(self.router.clone(), request).await;
+            let status = response.status().as_u16();
+            let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await?;
+            Ok(Answer { status, body: serde_json::from_slice(&bytes).unwrap_or_default() })
+        })
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        // What was answered is written; this only leaves the file as a whole.
+        self.writer.close();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn over_socket(socket: &std::path::Path, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+    let away = |error: std::io::Error| Stop::with(ExitCode::Unavailable, format!("the run does not answer: {error}"));
+    let mut stream = UnixStream::connect(socket).map_err(away)?;
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: isolane\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).map_err(away)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map_err(away)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the run's answer breaks off")?;
+    let status =
+        head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("the run's answer has no status")?;
+    Ok(Answer { status, body: serde_json::from_str(body).unwrap_or_default() })
+}

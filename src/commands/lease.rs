@@ -1,0 +1,198 @@
+//! `isolane lease` and `isolane pool`.
+
+use anyhow::Context;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Map, Value, json};
+
+use crate::cli::LedgerArgs;
+use crate::cli::lease::{AcquireArgs, AddArgs, LeaseCommand, PoolCommand, RevokeArgs};
+use crate::client::Client;
+use crate::error::Stop;
+use crate::lease::ask::{Ask, Holder, Want};
+use crate::lease::predicate::Predicate;
+use crate::report::{Format, Rows, say};
+use crate::settings::Settings;
+use crate::settings::pool::read_items;
+
+/// `isolane lease …`.
+pub fn lease(command: LeaseCommand) -> anyhow::Result<i32> {
+    match command {
+        LeaseCommand::Acquire(args) => acquire(args),
+        LeaseCommand::Renew { lease, fence, ttl, ledger, format } => {
+            let ttl = ttl.map(|ttl| format!("{}ms", ttl.as_millis()));
+            let (client, _) = client(ledger)?;
+            let body = json!({"fence": fence, "ttl": ttl});
+            let answer = client.call("POST", &format!("/v1/leases/{}/renew", quoted(&lease)), Some(&body))?.ok()?;
+            print_lease(&answer, format.format)
+        }
+        LeaseCommand::Release { lease, fence, ledger } => {
+            let (client, _) = client(ledger)?;
+            let body = json!({"fence": fence});
+            client.call("DELETE", &format!("/v1/leases/{}", quoted(&lease)), Some(&body))?.ok()?;
+            Ok(0)
+        }
+        LeaseCommand::Revoke(args) => revoke(args),
+        LeaseCommand::List { waiting, ledger, format } => {
+            let (client, _) = client(ledger)?;
+            let path = if waiting { "/v1/waiters" } else { "/v1/leases" };
+            let found = client.call("GET", path, None)?.ok()?;
+            print(&found, format.format, if waiting { "nobody waits for a lease" } else { "no lease is held" })
+        }
+    }
+}
+
+fn acquire(args: AcquireArgs) -> anyhow::Result<i32> {
+    let (client, settings) = client(args.ledger)?;
+    let predicate = Predicate::new(args.conditions);
+    let want = |pool: String| Want { pool, count: args.count, predicate: predicate.clone() };
+    let ask = Ask {
+        wants: args.pools.into_iter().map(want).collect(),
+        ttl: args.ttl,
+        wait: args.wait.unwrap_or_default(),
+        key: args.key,
+        holder: holder(&client, &settings),
+    };
+    let lease = client.call("POST", "/v1/leases", Some(&ask.to_json()))?.ok()?;
+    print_lease(&lease, args.format.format)
+}
+
+/// Who asks, as far as this process knows.
+fn holder(client: &Client, settings: &Settings) -> Holder {
+    let variable = |name: &str| settings.variables.get(name).filter(|text| !text.is_empty()).cloned();
+    // pytest's own name for the running test, with its phase behind it.
+    let test = variable("PYTEST_CURRENT_TEST").and_then(|text| Some(text.rsplit_once(" (")?.0.to_owned()));
+    match client {
+        Client::Run(_) => Holder { worker: variable("WORKER_ID"), test, ..Holder::default() },
+        Client::Ledger(_) => {
+            let user = variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_else(|| "somebody".to_owned());
+            Holder { client: Some(format!("{user}@{}", crate::os::host())), ..Holder::default() }
+        }
+    }
+}
+
+/// What was granted, a row for each item; with its attributes.
+fn print_lease(lease: &Value, format: Format) -> anyhow::Result<i32> {
+    let names = lease["names"].as_array().cloned().unwrap_or_default();
+    let items = lease["items"].as_array().cloned().unwrap_or_default();
+    let row = |(name, attributes): (Value, Value)| {
+        json!({
+            "lease_id": lease["id"], "pool": name["pool"], "item": name["item"], "state": lease["state"],
+            "acquired_at": lease["acquired_at"], "expires_at": lease["expires_at"], "fence": lease["fence"], "attributes": attributes,
+        })
+    };
+    let rows: Value = names.into_iter().zip(items).map(row).collect();
+    print(&rows, format, "")
+}
+
+fn revoke(args: RevokeArgs) -> anyhow::Result<i32> {
+    let (client, _) = client(args.ledger)?;
+    for lease in &args.leases {
+        client.call("POST", &format!("/v1/leases/{}/revoke", quoted(lease)), None)?.ok()?;
+    }
+    let whose = [("run", args.run), ("worker", args.worker), ("test", args.test), ("prefix", args.prefix)];
+    let query: Vec<_> =
+        whose.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", quoted(&value?)))).collect();
+    if !query.is_empty() {
+        let answer = client.call("DELETE", &format!("/v1/leases?{}", query.join("&")), None)?.ok()?;
+        say(&format!("revoked: {}", answer["revoked"]));
+    }
+    Ok(0)
+}
+
+/// `isolane pool …`.
+pub fn pool(command: PoolCommand) -> anyhow::Result<i32> {
+    match command {
+        PoolCommand::Add(args) => add(args),
+        PoolCommand::List { pool, ledger, format } => {
+            let (client, _) = client(ledger)?;
+            let path = pool.map_or_else(|| "/v1/pools".to_owned(), |pool| format!("/v1/pools/{}/items", quoted(&pool)));
+            let found = client.call("GET", &path, None)?.ok()?;
+            print(&found, format.format, "there is none yet; `isolane pool add NAME ITEM…` makes one")
+        }
+        PoolCommand::Remove { pool, when_released, ledger } => {
+            let (client, _) = client(ledger)?;
+            let path = format!("/v1/pools/{}?when_released={when_released}", quoted(&pool));
+            client.call("DELETE", &path, None)?.ok()?;
+            Ok(0)
+        }
+        PoolCommand::Retire { pool, items, ledger } => {
+            let (client, _) = client(ledger)?;
+            for item in items {
+                client.call("DELETE", &format!("/v1/pools/{}/items/{}", quoted(&pool), quoted(&item)), None)?.ok()?;
+            }
+            Ok(0)
+        }
+    }
+}
+
+fn add(args: AddArgs) -> anyhow::Result<i32> {
+    let mut items: Vec<Value> = args.items.iter().map(|text| item(text)).collect::<anyhow::Result<_>>()?;
+    for file in &args.from {
+        items.extend(read_items(file).map_err(Stop::usage)?.into_iter().map(Value::Object));
+    }
+    let mut body = Map::new();
+    body.insert("items".to_owned(), items.into());
+    if let Some(n) = args.shared {
+        body.insert("use".to_owned(), json!({"shared": n}));
+    }
+    if args.consume {
+        body.insert("use".to_owned(), json!("consume"));
+    }
+    if let Some(ttl) = args.ttl {
+        body.insert("ttl".to_owned(), format!("{}ms", ttl.as_millis()).into());
+    }
+    let (client, _) = client(args.ledger)?;
+    let answer = client.call("POST", &format!("/v1/pools/{}/items", quoted(&args.pool)), Some(&body.into()))?.ok()?;
+    say(&format!("pool {}: {} added", args.pool, answer["added"]));
+    Ok(0)
+}
+
+/// An item as somebody types it: a JSON object, attributes, or its name.
+fn item(text: &str) -> anyhow::Result<Value> {
+    if text.starts_with('{') {
+        return serde_json::from_str(text).map_err(|error| Stop::usage(format!("{text} is no JSON object: {error}")));
+    }
+    if !text.contains('=') {
+        return Ok(text.into());
+    }
+    let pair = |pair: &str| {
+        let (name, value) = pair.split_once('=').with_context(|| format!("{text}: attributes are id=1,tier=gold"))?;
+        let value = match serde_json::from_str::<Value>(value) {
+            Ok(value @ (Value::Number(_) | Value::Bool(_))) => value,
+            _ => value.into(),
+        };
+        Ok((name.to_owned(), value))
+    };
+    let pairs: anyhow::Result<Map<String, Value>> = text.split(',').map(pair).collect();
+    pairs.map(Value::Object).map_err(Stop::usage)
+}
+
+/// Where requests go, and what is known of this place.
+fn client(ledger: LedgerArgs) -> anyhow::Result<(Client, Settings)> {
+    let (choices, config) = ledger.choices();
+    let cwd = std::env::current_dir().context("cannot tell the current directory")?;
+    // A database address that cannot be used does not matter here.
+    let wanted = ["ISOLANE_LEDGER", "ISOLANE_SOCKET", "WORKER_ID", "PYTEST_CURRENT_TEST", "USER", "LOGNAME"];
+    let variables = std::env::vars_os().filter(|(name, _)| wanted.iter().any(|known| name == known));
+    let settings = Settings::fold(choices, config.as_deref(), variables, &cwd)?;
+    Ok((Client::new(&settings)?, settings))
+}
+
+fn quoted(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}
+
+/// Prints an array of objects as rows.
+fn print(found: &Value, format: Format, nothing: &str) -> anyhow::Result<i32> {
+    let objects: Vec<&Map<String, Value>> =
+        found.as_array().into_iter().flatten().filter_map(Value::as_object).collect();
+    let columns: Vec<String> = objects.first().map(|first| first.keys().cloned().collect()).unwrap_or_default();
+    if objects.is_empty() && format == Format::Table {
+        say(nothing);
+        return Ok(0);
+    }
+    let cell = |object: &Map<String, Value>, column: &String| object.get(column).cloned().unwrap_or_default();
+    let rows = objects.iter().map(|object| columns.iter().map(|column| cell(object, column)).collect()).collect();
+    Rows { columns, rows }.print(format)?;
+    Ok(0)
+}

@@ -1,0 +1,455 @@
+//! The board: all pools and items, who holds them and who waits, as they stand in one
+//! transaction. What is done on it is done in memory; what changed is written at the end.
+
+mod deadlock;
+mod leasing;
+mod pools;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use super::ask::Ask;
+use super::definition::Definition;
+use super::grant::{Lease, LeaseState};
+use super::item::{Item, ItemKey, ItemState};
+use super::queue::{Ticket, Waiter, WaiterState};
+use super::refusal::{Obstacle, Refusal};
+use super::shelf::{Items, Shelf};
+use super::store::{Head, Pool, Rows};
+use crate::clock::Timestamp;
+
+/// How many ended leases are remembered without asking the store.
+const REMEMBERED: usize = 20_000;
+
+/// What is answered to somebody who asks for items.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// They have them.
+    Granted(Lease),
+    /// They wait, in this place of the line.
+    Waits(Ticket),
+    /// They get nothing.
+    Refused(Refusal),
+}
+
+/// What happened to somebody who did not ask just then.
+#[derive(Clone, Debug, PartialEq)]
+pub enum News {
+    /// A waiter has got its lease.
+    Granted(Ticket, Lease),
+    /// A waiter waits no more.
+    Refused(Ticket, Refusal),
+    /// A lease has ended, and its holder did not end it.
+    Ended(Lease),
+}
+
+/// What became of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ending {
+    state: LeaseState,
+    at: Option<Timestamp>,
+    fence: u64,
+}
+
+/// A pool and its items.
+#[derive(Debug)]
+struct PoolOnBoard {
+    pool: Pool,
+    shelf: Shelf,
+    names: HashMap<std::sync::Arc<str>, ItemKey>,
+    /// How many wait for items of it.
+    awaited: usize,
+}
+
+/// What has to be written.
+#[derive(Debug, Default)]
+struct Changes {
+    pools: BTreeSet<String>,
+    new_items: BTreeSet<ItemKey>,
+    items: BTreeSet<ItemKey>,
+    leases: BTreeMap<String, Lease>,
+    waiters: BTreeMap<Ticket, Waiter>,
+}
+
+/// The board.
+#[derive(Debug, Default)]
+pub struct Board {
+    head: Head,
+    now: Timestamp,
+    /// What this process is called in the store.
+    owner: String,
+    /// The run whose leases are renewed here, as long as their holders live.
+    run: Option<String>,
+    pools: BTreeMap<String, PoolOnBoard>,
+    items: Items,
+    leases: HashMap<String, Lease>,
+    /// Leases by the time at which something has to be done about them.
+    by_due: BTreeSet<(Timestamp, String)>,
+    /// Leases by their runs and the keys that they were asked for with.
+    by_key: HashMap<(Option<String>, String), String>,
+    /// The leases that have an item.
+    holders: HashMap<ItemKey, Vec<String>>,
+    ended: HashMap<String, Ending>,
+    ended_first: VecDeque<String>,
+    waiters: BTreeMap<Ticket, Waiter>,
+    /// Items that somebody has to do something about, or does.
+    unready: BTreeSet<ItemKey>,
+    /// Whether those who wait may get something now.
+    is_moved: bool,
+    changes: Changes,
+    news: Vec<News>,
+}
+
+impl Board {
+    /// An empty board of a process that is called `owner` in the store, and that renews what is
+    /// kept of a run.
+    pub fn new(owner: &str, run: Option<&str>) -> Self {
+        Self { owner: owner.to_owned(), run: run.map(str::to_owned), ..Self::default() }
+    }
+
+    /// The version that it shows.
+    pub fn version(&self) -> u64 {
+        self.head.version
+    }
+
+    /// The counts.
+    pub fn head(&self) -> Head {
+        self.head
+    }
+
+    /// The time by the store's clock, as it was when this transaction began.
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    /// Takes in what others changed up to `head`.
+    pub fn absorb(&mut self, head: Head, rows: Rows) {
+        self.head = head;
+        for pool in rows.pools {
+            self.put_pool(pool);
+        }
+        for item in rows.new_items {
+            self.put_item(item);
+        }
+        for item in rows.items {
+            self.put_item(item);
+        }
+        for lease in rows.leases {
+            self.strike(&lease.id);
+            if lease.state == LeaseState::Held {
+                self.enter(lease);
+            } else {
+                self.remember(&lease);
+                self.news.push(News::Ended(lease));
+            }
+        }
+        for waiter in rows.waiters {
+            let granted = waiter.lease.as_ref().and_then(|id| self.leases.get(id)).cloned();
+            let (ticket, state) = (waiter.ticket, waiter.state);
+            self.unqueue(ticket);
+            match state {
+                WaiterState::Waiting => self.queue(waiter),
+                WaiterState::Granted => self.news.extend(granted.map(|lease| News::Granted(ticket, lease))),
+                WaiterState::Gone => {}
+            }
+        }
+        self.is_moved = true;
+    }
+
+    /// Begins a transaction: what the time has ended, ends.
+    pub fn begin(&mut self, now: Timestamp) {
+        // The store's time never goes back, whatever a clock does.
+        self.now = self.now.max(now);
+        while let Some((_, id)) = self.by_due.first().cloned().filter(|(at, _)| *at <= self.now) {
+            let is_over = self.leases.get(&id).is_none_or(|lease| lease.expires_at <= self.now);
+            // One that is kept here is renewed before.
+            if is_over || self.renew(&id, None, None).is_err() {
+                self.end(&id, LeaseState::Expired);
+            }
+        }
+        let over: Vec<Ticket> =
+            self.waiters.values().filter(|waiter| waiter.until <= self.now).map(|waiter| waiter.ticket).collect();
+        for ticket in over {
+            let Some((ask, since)) = self.waiters.get(&ticket).map(|it| (it.ask.clone(), it.since)) else { continue };
+            let refusal = self.exhausted(&ask, since.age(self.now), Some(ticket));
+            self.leave_queue(ticket, WaiterState::Gone, None);
+            self.news.push(News::Refused(ticket, refusal));
+        }
+    }
+
+    /// Ends a transaction: those who wait get what they can, and what has to be written comes
+    /// back.
+    pub fn finish(&mut self) -> Rows {
+        if self.is_moved {
+            self.serve_queue();
+        }
+        let changes = std::mem::take(&mut self.changes);
+        let item = |key: &ItemKey| self.items.get(key).cloned();
+        let rows = Rows {
+            pools: changes.pools.iter().filter_map(|name| Some(self.pools.get(name)?.pool.clone())).collect(),
+            new_items: changes.new_items.iter().filter_map(item).collect(),
+            items: changes.items.difference(&changes.new_items).filter_map(item).collect(),
+            leases: changes.leases.into_values().collect(),
+            waiters: changes.waiters.into_values().collect(),
+        };
+        if !rows.is_empty() {
+            self.head.version += 1;
+        }
+        // What is gone is of no more use here.
+        self.pools.retain(|_, it| !it.pool.is_removed);
+        for key in changes.items.iter().chain(&changes.new_items) {
+            if self.items.get(key).is_some_and(|item| item.state == ItemState::Retired) {
+                self.forget_item(*key);
+            }
+        }
+        rows
+    }
+
+    /// What happened to others; it may be told when the transaction is kept.
+    pub fn take_news(&mut self) -> Vec<News> {
+        std::mem::take(&mut self.news)
+    }
+
+    /// When something ends by itself next.
+    pub fn next_end(&self) -> Option<Timestamp> {
+        let lease = self.by_due.first().map(|(at, _)| *at);
+        let waiter = self.waiters.values().map(|waiter| waiter.until).min();
+        lease.into_iter().chain(waiter).min()
+    }
+
+    /// Other processes that something depends on.
+    pub fn others(&self) -> BTreeSet<String> {
+        let waiting = self.waiters.values().map(|waiter| &waiter.owner);
+        let unready = self.unready.iter().filter_map(|key| self.items.get(key));
+        let working = unready.filter(|it| it.state == ItemState::Resetting).filter_map(|it| it.note.as_ref());
+        waiting.chain(working).filter(|owner| **owner != self.owner).cloned().collect()
+    }
+
+    /// A process is gone: what it waited for, reset or retired is left to others.
+    pub fn lost_process(&mut self, owner: &str) {
+        let waiting = self.waiters.values().filter(|waiter| waiter.owner == owner).map(|waiter| waiter.ticket);
+        for ticket in waiting.collect::<Vec<_>>() {
+            self.leave_queue(ticket, WaiterState::Gone, None);
+        }
+        let is_its = |item: &&Item| item.state == ItemState::Resetting && item.note.as_deref() == Some(owner);
+        let unready = self.unready.iter().filter_map(|key| self.items.get(key));
+        for key in unready.filter(is_its).map(|item| item.key).collect::<Vec<_>>() {
+            self.change_item(key, |item, _| {
+                item.state = ItemState::Dirty;
+                item.note = None;
+            });
+        }
+        self.is_moved = true;
+    }
+
+    /// A lease that is held.
+    pub fn lease(&self, id: &str) -> Option<&Lease> {
+        self.leases.get(id)
+    }
+
+    /// Whether this lease is known here, held or ended.
+    pub fn knows(&self, id: &str) -> bool {
+        self.leases.contains_key(id) || self.ended.contains_key(id)
+    }
+
+    /// Notes what became of a lease that ended long ago.
+    pub fn remember(&mut self, lease: &Lease) {
+        let ending = Ending { state: lease.state, at: lease.ended_at, fence: lease.fence };
+        if self.ended.insert(lease.id.clone(), ending).is_none() {
+            self.ended_first.push_back(lease.id.clone());
+        }
+        while self.ended_first.len() > REMEMBERED {
+            if let Some(first) = self.ended_first.pop_front() {
+                self.ended.remove(&first);
+            }
+        }
+    }
+
+    /// All leases that are held, oldest first.
+    pub fn held(&self) -> Vec<Lease> {
+        let mut held: Vec<_> = self.leases.values().cloned().collect();
+        held.sort_by_key(|lease| lease.fence);
+        held
+    }
+
+    /// Those who wait, first come first.
+    pub fn waiting(&self) -> impl Iterator<Item = &Waiter> {
+        self.waiters.values()
+    }
+
+    /// All pools.
+    pub fn pools(&self) -> impl Iterator<Item = &Pool> {
+        self.pools.values().map(|it| &it.pool)
+    }
+
+    /// What a pool is.
+    pub fn definition(&self, pool: &str) -> Option<&Definition> {
+        self.pools.get(pool).map(|it| &it.pool.definition)
+    }
+
+    /// The items of a pool, in the order of their coming.
+    pub fn items_of(&self, pool: &str) -> impl Iterator<Item = &Item> {
+        let keys = self.pools.get(pool).into_iter().flat_map(|it| it.shelf.keys());
+        keys.filter_map(|key| self.items.get(&key))
+    }
+
+    /// An item.
+    pub fn item(&self, key: ItemKey) -> Option<&Item> {
+        self.items.get(&key)
+    }
+
+    /// Items that have to be reset or retired, or are being reset.
+    pub fn unready(&self) -> impl Iterator<Item = &Item> {
+        self.unready.iter().filter_map(|key| self.items.get(key))
+    }
+
+    /// Who has an item.
+    pub fn obstacles(&self, key: ItemKey) -> Vec<Obstacle> {
+        let leases = self.holders.get(&key).into_iter().flatten().filter_map(|id| self.leases.get(id));
+        let name = self.items.get(&key).map(|item| item.name.to_string()).unwrap_or_default();
+        let obstacle = |lease: &Lease| Obstacle {
+            item: name.clone(),
+            holder: lease.holder.clone(),
+            lease: lease.id.clone(),
+            since: lease.acquired_at,
+            until: lease.expires_at,
+        };
+        leases.map(obstacle).collect()
+    }
+
+    /// The refusal of a pool that is not there.
+    pub fn no_pool(&self, pool: &str) -> Refusal {
+        let likeness = |name: &&String| strsim::jaro_winkler(name, pool);
+        let nearest =
+            self.pools.keys().filter(|name| likeness(name) > 0.8).max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+        Refusal::PoolUnknown { pool: pool.to_owned(), nearest: nearest.cloned() }
+    }
+
+    fn put_pool(&mut self, pool: Pool) {
+        if let Some(known) = self.pools.get_mut(&pool.name) {
+            known.pool = pool;
+            let keys: Vec<ItemKey> = known.shelf.keys().collect();
+            // How many may hold an item may be another number now.
+            for key in keys {
+                known.shelf.put(key);
+            }
+        } else {
+            let name = pool.name.clone();
+            let empty = PoolOnBoard { pool, shelf: Shelf::default(), names: HashMap::new(), awaited: 0 };
+            self.pools.insert(name, empty);
+        }
+    }
+
+    fn put_item(&mut self, item: Item) {
+        let key = item.key;
+        if item.state == ItemState::Retired {
+            self.forget_item(key);
+            return;
+        }
+        let Some(its) = self.pools.get_mut(&*item.pool) else { return };
+        its.names.insert(item.name.clone(), key);
+        if self.items.get(&key).is_some_and(|known| known.attributes == item.attributes) {
+            its.shelf.moved(&item, &its.pool.definition);
+        } else {
+            its.shelf.put(key);
+        }
+        note_unready(&mut self.unready, &item);
+        self.items.insert(key, item);
+    }
+
+    fn forget_item(&mut self, key: ItemKey) {
+        let Some(item) = self.items.remove(&key) else { return };
+        self.unready.remove(&key);
+        if let Some(its) = self.pools.get_mut(&*item.pool) {
+            its.shelf.drop(key);
+            if its.names.get(&item.name) == Some(&key) {
+                its.names.remove(&item.name);
+            }
+        }
+    }
+
+    /// Changes an item, and notes that it has to be written.
+    fn change_item(&mut self, key: ItemKey, change: impl FnOnce(&mut Item, &Definition)) {
+        let Some(item) = self.items.get_mut(&key) else { return };
+        let Some(its) = self.pools.get_mut(&*item.pool) else { return };
+        let before = item.places(&its.pool.definition);
+        change(item, &its.pool.definition);
+        note_unready(&mut self.unready, item);
+        its.shelf.moved(item, &its.pool.definition);
+        self.is_moved |= its.awaited > 0 && item.places(&its.pool.definition) > before;
+        self.changes.items.insert(key);
+    }
+
+    fn enter(&mut self, lease: Lease) {
+        self.by_due.insert((self.due(&lease), lease.id.clone()));
+        if let Some((key, _)) = &lease.key {
+            self.by_key.insert((lease.holder.run.clone(), key.clone()), lease.id.clone());
+        }
+        for held in &lease.items {
+            self.holders.entry(held.item).or_default().push(lease.id.clone());
+        }
+        self.leases.insert(lease.id.clone(), lease);
+    }
+
+    fn due(&self, lease: &Lease) -> Timestamp {
+        let is_kept_here = lease.is_kept && lease.holder.run == self.run;
+        Timestamp(lease.expires_at.0 - if is_kept_here { lease.ttl / 3 } else { 0 })
+    }
+
+    fn strike(&mut self, id: &str) -> Option<Lease> {
+        let lease = self.leases.remove(id)?;
+        self.by_due.remove(&(self.due(&lease), lease.id.clone()));
+        if let Some((key, _)) = &lease.key {
+            self.by_key.remove(&(lease.holder.run.clone(), key.clone()));
+        }
+        for held in &lease.items {
+            if let Some(holders) = self.holders.get_mut(&held.item) {
+                holders.retain(|holder| holder != id);
+                if holders.is_empty() {
+                    self.holders.remove(&held.item);
+                }
+            }
+        }
+        Some(lease)
+    }
+
+    fn queue(&mut self, waiter: Waiter) {
+        for name in pools_of(&waiter.ask) {
+            if let Some(its) = self.pools.get_mut(name) {
+                its.awaited += 1;
+            }
+        }
+        self.waiters.insert(waiter.ticket, waiter);
+    }
+
+    fn unqueue(&mut self, ticket: Ticket) -> Option<Waiter> {
+        let waiter = self.waiters.remove(&ticket)?;
+        for name in pools_of(&waiter.ask) {
+            if let Some(its) = self.pools.get_mut(name) {
+                its.awaited = its.awaited.saturating_sub(1);
+            }
+        }
+        Some(waiter)
+    }
+
+    fn leave_queue(&mut self, ticket: Ticket, state: WaiterState, lease: Option<String>) {
+        let Some(mut waiter) = self.unqueue(ticket) else { return };
+        waiter.state = state;
+        waiter.lease = lease;
+        self.changes.waiters.insert(ticket, waiter);
+        // What it had been kept for it may go to others.
+        self.is_moved = true;
+    }
+}
+
+fn note_unready(unready: &mut BTreeSet<ItemKey>, item: &Item) {
+    if matches!(item.state, ItemState::Dirty | ItemState::Resetting | ItemState::Retiring) {
+        unready.insert(item.key);
+    } else {
+        unready.remove(&item.key);
+    }
+}
+
+/// The pools that an ask is about, each once.
+fn pools_of(ask: &Ask) -> BTreeSet<&str> {
+    ask.wants.iter().map(|want| want.pool.as_str()).collect()
+}

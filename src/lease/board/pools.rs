@@ -1,0 +1,166 @@
+//! Making, filling and emptying pools, and what becomes of items after use.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{Board, News};
+use crate::lease::definition::Definition;
+use crate::lease::item::{Item, ItemKey, ItemState};
+use crate::lease::predicate::Attributes;
+use crate::lease::refusal::Refusal;
+use crate::lease::store::Pool;
+
+impl Board {
+    /// Says what a pool is; it is made where there is none.
+    pub fn define(&mut self, name: &str, definition: &Definition) {
+        if self.pools.get(name).is_some_and(|its| its.pool.definition == *definition && !its.pool.is_removed) {
+            return;
+        }
+        self.put_pool(Pool { name: name.to_owned(), definition: definition.clone(), is_removed: false });
+        self.changes.pools.insert(name.to_owned());
+        self.is_moved = true;
+    }
+
+    /// Makes a pool as the configuration has it: items that stood there before and do not any
+    /// more go, as soon as nobody holds them.
+    pub fn configure(&mut self, name: &str, definition: &Definition, items: Vec<Attributes>) {
+        self.define(name, definition);
+        let mut wanted = BTreeSet::new();
+        for attributes in items {
+            let item = self.put(name, attributes, |item| item.is_configured = true);
+            wanted.extend(item);
+        }
+        let gone: Vec<ItemKey> = self
+            .items_of(name)
+            .filter(|item| item.is_configured && !wanted.contains(&item.key))
+            .map(|item| item.key)
+            .collect();
+        for key in gone {
+            self.retire_item(key);
+        }
+    }
+
+    /// Adds items to a pool, which is made where there is none. One that is there already gets
+    /// its attributes, and can be had again if it was in quarantine. How many are new comes back.
+    pub fn add(&mut self, pool: &str, items: Vec<Attributes>, origin: Option<&str>) -> usize {
+        if !self.pools.contains_key(pool) {
+            self.define(pool, &Definition::default());
+        }
+        let before = self.pools.get(pool).map_or(0, |its| its.shelf.len());
+        for attributes in items {
+            self.put(pool, attributes, |item| item.origin = origin.map(str::to_owned));
+        }
+        self.pools.get(pool).map_or(0, |its| its.shelf.len()) - before
+    }
+
+    fn put(&mut self, pool: &str, attributes: Attributes, set: impl FnOnce(&mut Item)) -> Option<ItemKey> {
+        let fresh = Item::new(pool, attributes);
+        let known = self.pools.get(pool)?.names.get(&fresh.name).and_then(|key| self.items.get(key));
+        let mut item = if let Some(known) = known {
+            Item { attributes: fresh.attributes, ..known.clone() }
+        } else {
+            self.head.item += 1;
+            Item { key: self.head.item, ..fresh }
+        };
+        set(&mut item);
+        item.is_leaving = false;
+        if matches!(item.state, ItemState::Quarantined | ItemState::Retiring) {
+            item.state = ItemState::Free;
+            item.failures = 0;
+            item.note = None;
+        }
+        let key = item.key;
+        if known != Some(&item) {
+            self.put_item(item);
+            self.changes.new_items.insert(key);
+            self.is_moved = true;
+        }
+        Some(key)
+    }
+
+    /// Takes items out of a pool for good; those that are held, when they are released.
+    pub fn retire(&mut self, pool: &str, names: &[String]) -> Result<usize, Refusal> {
+        let Some(its) = self.pools.get(pool) else { return Err(self.no_pool(pool)) };
+        let unknown = |name: &String| Refusal::ItemUnknown { pool: pool.to_owned(), item: name.clone() };
+        let keys: Vec<ItemKey> = names
+            .iter()
+            .map(|name| its.names.get(name.as_str()).copied().ok_or_else(|| unknown(name)))
+            .collect::<Result<_, _>>()?;
+        for key in &keys {
+            self.retire_item(*key);
+        }
+        Ok(keys.len())
+    }
+
+    /// Takes an item out of its pool for good; one that is held, when it is released.
+    pub fn retire_item(&mut self, key: ItemKey) {
+        self.change_item(key, |item, definition| {
+            item.is_leaving = true;
+            item.settle(definition);
+        });
+    }
+
+    /// Removes a pool with all its items. While any is held, that is refused, unless they are to
+    /// go when they are released.
+    pub fn remove_pool(&mut self, pool: &str, when_released: bool) -> Result<(), Refusal> {
+        let Some(its) = self.pools.get(pool) else { return Err(self.no_pool(pool)) };
+        let keys: Vec<ItemKey> = its.shelf.keys().collect();
+        let obstacles: Vec<_> = keys.iter().flat_map(|key| self.obstacles(*key)).collect();
+        if !obstacles.is_empty() && !when_released {
+            return Err(Refusal::InUse { what: format!("pool {pool}"), obstacles });
+        }
+        let is_held = !obstacles.is_empty();
+        for key in keys {
+            self.retire_item(key);
+        }
+        if !is_held && let Some(its) = self.pools.get_mut(pool) {
+            its.pool.is_removed = true;
+            self.changes.pools.insert(pool.to_owned());
+        }
+        let waiting = self.waiters.values().filter(|waiter| waiter.ask.wants.iter().any(|want| want.pool == pool));
+        for ticket in waiting.map(|waiter| waiter.ticket).collect::<Vec<_>>() {
+            self.abandon(ticket);
+            self.news.push(News::Refused(ticket, Refusal::PoolUnknown { pool: pool.to_owned(), nearest: None }));
+        }
+        Ok(())
+    }
+
+    /// Takes an item that is dirty, to reset it; nothing where another was faster.
+    pub fn begin_reset(&mut self, key: ItemKey) -> Option<Item> {
+        self.items.get(&key).filter(|item| item.state == ItemState::Dirty)?;
+        let owner = self.owner.clone();
+        self.change_item(key, |item, _| {
+            item.state = ItemState::Resetting;
+            item.note = Some(owner);
+        });
+        self.items.get(&key).cloned()
+    }
+
+    /// An item was reset, or that failed, which may be `why`.
+    pub fn was_reset(&mut self, key: ItemKey, failed: Option<String>) {
+        self.change_item(key, |item, definition| item.was_reset(definition, failed));
+    }
+
+    /// The retire command of an item has run.
+    pub fn was_retired(&mut self, key: ItemKey) {
+        self.change_item(key, |item, _| item.state = ItemState::Retired);
+    }
+
+    /// Retires what a generator made from something else than what it makes now, unless it is held.
+    pub fn retire_outdated(&mut self, pool: &str, is_current: impl Fn(&str) -> bool) -> usize {
+        let outdated: Vec<ItemKey> = self
+            .items_of(pool)
+            .filter(|item| !item.is_leaving && item.origin.as_deref().is_some_and(|origin| !is_current(origin)))
+            .map(|item| item.key)
+            .collect();
+        for key in &outdated {
+            self.retire_item(*key);
+        }
+        outdated.len()
+    }
+
+    /// What its holder gets of an item.
+    pub fn attributes(&self, key: ItemKey) -> Option<Arc<Attributes>> {
+        self.items.get(&key).map(|item| item.attributes.clone())
+    }
+}

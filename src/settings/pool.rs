@@ -1,0 +1,264 @@
+//! Pools in `isolane.toml`: `[pool.NAME]`, what their items are and what is done to them.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+use toml::{Table, Value};
+
+use super::file::{check_keys, number, string, strings, sub_table};
+use super::inputs::Inputs;
+use crate::clock;
+use crate::lease::definition::{Definition, Generator, Guard, Input, Need, ResetAfter, Stock, Table as Rows, Usage};
+use crate::lease::item::attributes_of;
+use crate::lease::predicate::{Attributes, Predicate};
+
+/// How long one run of a generator may take unless its pool says otherwise, in seconds.
+const TIMEOUT: u64 = 60;
+
+const KEYS: [&str; 20] = [
+    "items",
+    "use",
+    "shared",
+    "ttl",
+    "reset",
+    "reset-after",
+    "retire",
+    "table",
+    "where",
+    "key",
+    "guard",
+    "generator",
+    "generator-input",
+    "minimum",
+    "maximum",
+    "inputs",
+    "stock",
+    "needs",
+    "timeout",
+    "about",
+];
+
+/// A pool as the configuration has it.
+#[derive(Clone, Debug)]
+pub struct PoolSettings {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub definition: Definition,
+    /// The items that are given.
+    pub items: Vec<Attributes>,
+    /// The files that its generator is made from.
+    pub inputs: Inputs,
+}
+
+impl PoolSettings {
+    /// With its folders counted from `cwd`.
+    #[must_use]
+    pub fn within(mut self, cwd: &Path) -> Self {
+        self.definition.folder = cwd.join(&self.definition.folder);
+        self.inputs.folder = cwd.join(&self.inputs.folder);
+        self
+    }
+}
+
+/// Reads all pools of the file, whose paths count from `folder`.
+pub fn pools(table: &Table, folder: &Path) -> Result<Vec<PoolSettings>, String> {
+    let pools = sub_table(table, "pool")?.into_iter().flatten();
+    pools
+        .map(|(name, value)| {
+            let table = value.as_table().ok_or_else(|| format!("`pool.{name}` is a table: [pool.{name}]"))?;
+            check_keys(table, &KEYS, &format!("pool.{name}."))?;
+            pool(name, table, folder).map_err(|error| error.replacen('`', &format!("`pool.{name}."), 1))
+        })
+        .collect()
+}
+
+fn pool(name: &str, table: &Table, folder: &Path) -> Result<PoolSettings, String> {
+    let generator = generator(table)?;
+    let rows = rows(table)?;
+    let sources = [table.contains_key("items"), generator.is_some(), rows.is_some()];
+    if sources.iter().filter(|is| **is).count() > 1 {
+        return Err(
+            "`items` come from a list or a file, from a table, or from a generator: leave two of these out".to_owned()
+        );
+    }
+    let definition = Definition {
+        usage: usage(table)?,
+        ttl: time(table, "ttl")?,
+        reset: string(table, "reset")?,
+        reset_after: match string(table, "reset-after")?.as_deref() {
+            None | Some("unclean") => ResetAfter::Unclean,
+            Some("each") => ResetAfter::Each,
+            Some(other) => return Err(format!("`reset-after` is \"{other}\" and takes one of unclean, each")),
+        },
+        retire: string(table, "retire")?,
+        generator,
+        table: rows,
+        folder: folder.to_owned(),
+    };
+    let inputs = Inputs::of_generator(strings(table, "generator-input")?, folder.to_owned());
+    Ok(PoolSettings { name: name.to_owned(), definition, items: items(table, folder)?, inputs })
+}
+
+fn usage(table: &Table) -> Result<Usage, String> {
+    match (string(table, "use")?.as_deref(), number(table, "shared", "")?) {
+        (None | Some("exclusive"), None) => Ok(Usage::Exclusive),
+        (Some("consume"), None) => Ok(Usage::Consume),
+        (None | Some("shared"), Some(n)) => Ok(Usage::Shared(n)),
+        (Some("shared"), None) => Err("`shared` says by how many at a time, such as 3".to_owned()),
+        (Some("exclusive" | "consume"), Some(_)) => Err("`shared` and `use` exclude each other".to_owned()),
+        (Some(other), _) => Err(format!("`use` is \"{other}\" and takes one of exclusive, shared, consume")),
+    }
+}
+
+fn time(table: &Table, key: &str) -> Result<Option<u64>, String> {
+    let text = string(table, key)?;
+    let seconds = |text: String| clock::duration(&text).map(|time| time.as_secs().max(1));
+    text.map(|text| seconds(text).map_err(|why| format!("`{key}`: {why}"))).transpose()
+}
+
+fn items(table: &Table, folder: &Path) -> Result<Vec<Attributes>, String> {
+    match table.get("items") {
+        None => Ok(Vec::new()),
+        Some(Value::String(file)) => read_items(&folder.join(file)).map_err(|why| format!("`items`: {why}")),
+        Some(Value::Array(values)) => {
+            let items = values.iter().map(|value| attributes_of(json(value)));
+            items.collect::<Result<_, _>>().map_err(|why| format!("`items`: {why}"))
+        }
+        Some(_) => Err("`items` takes a list, or the name of a .json or .csv file".to_owned()),
+    }
+}
+
+/// Reads items from a file: a JSON array, or CSV whose first line names the attributes.
+pub fn read_items(path: &Path) -> Result<Vec<Attributes>, String> {
+    let of_file = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    if path.extension().is_some_and(|ending| ending == "csv") {
+        let mut reader = csv::Reader::from_path(path).map_err(|error| of_file(&error))?;
+        let rows = reader.deserialize::<Map<String, Json>>();
+        return rows.map(|row| row.map_err(|error| of_file(&error))).collect();
+    }
+    let text = fs::read_to_string(path).map_err(|error| of_file(&error))?;
+    let values: Vec<Json> = serde_json::from_str(&text).map_err(|error| of_file(&error))?;
+    values.into_iter().map(|value| attributes_of(value).map_err(|error| of_file(&error))).collect()
+}
+
+fn rows(table: &Table) -> Result<Option<Rows>, String> {
+    let Some(name) = string(table, "table")? else {
+        let stray = ["where", "key", "guard"].into_iter().find(|key| table.contains_key(*key));
+        return stray.map_or(Ok(None), |key| Err(format!("`{key}` says something of `table`, which is missing")));
+    };
+    let guard = match string(table, "guard")?.as_deref() {
+        None | Some("off") => Guard::Off,
+        Some("note") => Guard::Note,
+        Some("refuse") => Guard::Refuse,
+        Some(other) => return Err(format!("`guard` is \"{other}\" and takes one of off, note, refuse")),
+    };
+    let key = string(table, "key")?.unwrap_or_else(|| "id".to_owned());
+    Ok(Some(Rows { name, condition: string(table, "where")?, key, guard }))
+}
+
+fn generator(table: &Table) -> Result<Option<Generator>, String> {
+    let Some(run) = string(table, "generator")? else {
+        let words = ["generator-input", "minimum", "maximum", "inputs", "stock", "needs", "timeout"];
+        let stray = words.into_iter().find(|key| table.contains_key(*key));
+        return stray.map_or(Ok(None), |key| Err(format!("`{key}` says something of `generator`, which is missing")));
+    };
+    let mut stock = stock(table)?;
+    if let Some(minimum) = number(table, "minimum", "")? {
+        stock.push(Stock { input: Map::new(), minimum });
+    }
+    Ok(Some(Generator {
+        run,
+        inputs: inputs(table)?,
+        stock,
+        maximum: number(table, "maximum", "")?,
+        needs: needs(table)?,
+        timeout: time(table, "timeout")?.unwrap_or(TIMEOUT),
+        fingerprint: String::new(),
+    }))
+}
+
+/// `inputs = { months = { type = "number", default = 6 }, tier = { values = ["gold", "silver"] } }`
+fn inputs(table: &Table) -> Result<Vec<Input>, String> {
+    let all = sub_table(table, "inputs")?.into_iter().flatten();
+    all.map(|(name, value)| {
+        let table = value.as_table().ok_or_else(|| format!("`inputs.{name}` is a table: {{ type = \"text\" }}"))?;
+        check_keys(table, &["type", "values", "default", "about"], &format!("inputs.{name}."))?;
+        let values = match table.get("values") {
+            None => Vec::new(),
+            Some(Value::Array(values)) => values.iter().map(json).collect(),
+            Some(_) => return Err(format!("`inputs.{name}.values` takes a list")),
+        };
+        let default = table.get("default").map(json);
+        let kind = match string(table, "type")?.as_deref() {
+            Some(kind @ ("text" | "number" | "boolean")) => kind.to_owned(),
+            Some(other) => {
+                return Err(format!("`inputs.{name}.type` is \"{other}\" and takes one of text, number, boolean"));
+            }
+            None => match default.as_ref().or(values.first()) {
+                Some(Json::Number(_)) => "number",
+                Some(Json::Bool(_)) => "boolean",
+                _ => "text",
+            }
+            .to_owned(),
+        };
+        Ok(Input { name: name.clone(), kind, values, default, about: string(table, "about")? })
+    })
+    .collect()
+}
+
+/// `stock = [{ minimum = 5, months = 6 }]`
+fn stock(table: &Table) -> Result<Vec<Stock>, String> {
+    let usage = || "`stock` takes a list such as [{ minimum = 5, tier = \"gold\" }]".to_owned();
+    let Some(all) = table.get("stock") else { return Ok(Vec::new()) };
+    all.as_array()
+        .ok_or_else(usage)?
+        .iter()
+        .map(|one| {
+            let Json::Object(mut input) = json(one) else { return Err(usage()) };
+            let minimum = input.remove("minimum").and_then(|it| it.as_u64()).and_then(|it| u32::try_from(it).ok());
+            Ok(Stock { input, minimum: minimum.ok_or_else(usage)? })
+        })
+        .collect()
+}
+
+/// `needs = ["acct", { pool = "licence", count = 2, where = { tier = "gold" } }]`
+fn needs(table: &Table) -> Result<Vec<Need>, String> {
+    let usage = || "`needs` takes a list such as [\"acct\", { pool = \"licence\", count = 2 }]".to_owned();
+    let Some(all) = table.get("needs") else { return Ok(Vec::new()) };
+    all.as_array()
+        .ok_or_else(usage)?
+        .iter()
+        .map(|one| {
+            let mut need = match one {
+                Value::String(pool) => Need { pool: pool.clone(), ..Need::default() },
+                Value::Table(table) => {
+                    check_keys(table, &["pool", "count", "where"], "needs.")?;
+                    let Json::Object(conditions) = table.get("where").map_or(Json::Object(Map::new()), json) else {
+                        return Err(usage());
+                    };
+                    Predicate::from_json(&Json::Object(conditions.clone())).map_err(|why| format!("`needs`: {why}"))?;
+                    let pool = string(table, "pool")?.ok_or_else(usage)?;
+                    Need { pool, count: number(table, "count", "needs.")?.unwrap_or(1), conditions }
+                }
+                _ => return Err(usage()),
+            };
+            need.count = need.count.max(1);
+            Ok(need)
+        })
+        .collect()
+}
+
+/// A value of the file as JSON has it; a time is its text.
+fn json(value: &Value) -> Json {
+    match value {
+        Value::Datetime(time) => Json::String(time.to_string()),
+        Value::Array(values) => values.iter().map(json).collect(),
+        Value::Table(table) => table.iter().map(|(name, value)| (name.clone(), json(value))).collect(),
+        Value::String(text) => text.as_str().into(),
+        Value::Integer(number) => (*number).into(),
+        Value::Float(number) => (*number).into(),
+        Value::Boolean(is) => (*is).into(),
+    }
+}
