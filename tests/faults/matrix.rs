@@ -263,6 +263,15 @@ fn strike(scene: &Scene, lab: &Lab, run: Running, blow: Blow) -> Result<Outcome,
         _ => {
             lab.lose_machine();
             let outcome = run.finish();
+            // A server takes its time to notice, and until then the run lives for others.
+            let sessions = format!(
+                "SELECT 'a session' FROM pg_stat_activity WHERE usename = '{}' AND application_name LIKE 'isolane %'",
+                scene.database.login
+            );
+            let began = Instant::now();
+            while !scene.server.texts("postgres", &sessions).is_empty() && began.elapsed() < Duration::from_secs(10) {
+                std::thread::sleep(Duration::from_millis(2));
+            }
             let swept = lab.isolane("sweep --apply").run();
             if swept.status.code() != Some(0) {
                 return Err(swept.all());
