@@ -52,6 +52,16 @@
 //! the failing test and afterwards. Rows that the run made among the user's own go as everything
 //! goes, in the sweep; the server's log alone is enough for that.
 //!
+//! # Leases
+//!
+//! What cannot be made for each worker stands in pools, and [`lease`] has the rules by which one
+//! holder at a time gets an item: pure, on a board in memory. The [`desk`] does what is asked in
+//! serial transactions of a store, many requests in one, and answers when that is kept; the ledger
+//! is one store (`ledger/lease`). Processes that share a store each have a board, and read what
+//! the others changed before they change anything. A holder is a worker: when its process is gone,
+//! the API says so to the desk. The [`client`] is how commands ask: over the run's socket, or in
+//! their own process.
+//!
 //! # Whatever dies
 //!
 //! Every promise is known to three: the supervisor, the ledger on the disk, and the watchdog,
@@ -67,7 +77,7 @@
 //!
 //! Modules are listed bottom to top, and a file uses only what stands above it in the
 //! list (`tests/it/tidy.rs` checks it). Drivers stay in their provider's file, SQL about
-//! isolane's own tables in the ledger, async code in `keeper`, `api` and `supervisor`.
+//! isolane's own tables in the ledger, async code in `desk`, `keeper`, `api` and `supervisor`.
 //!
 //! # What is deliberately absent
 //!
