@@ -26,8 +26,10 @@ pub const UNDOING: &str = "isolane.undoing";
 /// login must be allowed to set `session_replication_role`. Rows are found by their keys'
 /// indexes, however few the planner believes there are, and plans are made once. Who drops the
 /// database waits five seconds for sessions in it: from PostgreSQL 14 on this one is gone before.
+/// Nothing of it has to be on the disk before the next test begins: a server that breaks down
+/// forgets what it knew of rows, and the lane is made again.
 pub const SESSION: &str = "SET session_replication_role = replica; SET isolane.undoing = 'on';
-    SET row_security = off; SET lock_timeout = '5s'; SET plan_cache_mode = force_generic_plan;
+    SET synchronous_commit = off; SET row_security = off; SET lock_timeout = '5s'; SET plan_cache_mode = force_generic_plan;
     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
     SELECT set_config(name, '1s', false) FROM pg_settings WHERE name = 'idle_session_timeout'";
 
