@@ -7,7 +7,8 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
+use std::io::{BufRead, BufReader, IsTerminal, PipeReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -20,16 +21,19 @@ const NOT_EXECUTABLE: i32 = 126;
 /// Separates the words of the user's own runner.
 const SEPARATOR: u8 = 0x1f;
 
-/// Says to this program that it is the ear of a test (see `listen`): JSON without its last part.
-const EAR: &str = "ISOLANE_EAR_OF";
 /// How much of what a test says last is kept, in bytes.
 const KEPT: usize = 64 * 1024;
 
+unsafe extern "C" {
+    fn fork() -> i32;
+    fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
+    fn dup2(from: i32, to: i32) -> i32;
+    fn signal(number: i32, handler: usize) -> usize;
+}
+const SIG_IGN: usize = 1;
+
 fn main() {
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
-    if let Some(of) = text(EAR) {
-        listen(&of, &arguments);
-    }
     if arguments.is_empty() {
         fail(2, "the exec shim is started by cargo, with a program to run");
     }
@@ -80,36 +84,49 @@ fn command(arguments: &[OsString]) -> Command {
 /// Where anything of that does not go, the test goes on without.
 fn be_heard(command: &mut Command, environment: &[u8], arguments: &[OsString]) {
     let worker = environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(b"WORKER_ID="));
-    let (Some(worker), Some((id, _)), Ok(shim)) = (worker, test(arguments), env::current_exe()) else { return };
+    let (Some(worker), Some((id, _))) = (worker, test(arguments)) else { return };
     // A terminal stays what it is. cargo test keeps what its tests say to itself.
     if std::io::stderr().is_terminal() || env::var_os("NEXTEST_TEST_NAME").is_none() {
         return;
     }
     let Ok((reader, writer)) = std::io::pipe() else { return };
-    let of = format!("{{\"event\":\"said\",\"worker\":{},\"test\":{},\"text\":", json(&String::from_utf8_lossy(worker)), json(&id));
-    // The ear is its grandchild: the test has no child that it does not know of.
-    let started = Command::new(shim).env(EAR, of).arg("start").stdin(reader).stdout(Stdio::null()).status();
-    if started.is_ok_and(|status| status.success()) {
+    // The ear is its grandchild: the test has no child that it does not know of. A fork of this
+    // small program takes a third of what a start takes, and each test waits for it.
+    // SAFETY: there is one thread, so nothing is half done in the copy.
+    let child = unsafe { fork() };
+    if child == 0 {
+        // As long as somebody could write, there is no end to read.
+        drop(writer);
+        // SAFETY: as above.
+        match unsafe { fork() } {
+            0 => {
+                let worker = json(&String::from_utf8_lossy(worker));
+                listen(reader, &format!("{{\"event\":\"said\",\"worker\":{worker},\"test\":{},\"text\":", json(&id)))
+            }
+            ear => exit(i32::from(ear < 0)),
+        }
+    }
+    let mut status = 0;
+    // SAFETY: waitpid(2) of our own child, into our own number.
+    if child > 0 && unsafe { waitpid(child, &raw mut status, 0) } == child && status == 0 {
         command.stderr(writer);
     }
 }
 
-/// The ear: hands standard input on to standard error, byte for byte.
-fn listen(of: &str, arguments: &[OsString]) -> ! {
-    if !arguments.is_empty() {
-        let ear = env::current_exe().and_then(|shim| Command::new(shim).stdout(Stdio::null()).spawn());
-        exit(i32::from(ear.is_err()));
+/// The ear: hands its input on to standard error, byte for byte. What it says to the run begins
+/// with `of`.
+fn listen(mut input: PipeReader, of: &str) -> ! {
+    // nextest waits for the end of the test's output, which is not ours to hold open.
+    if let Ok(null) = std::fs::File::options().write(true).open("/dev/null") {
+        // SAFETY: both are open.
+        unsafe { dup2(null.as_raw_fd(), 1) };
     }
-    unsafe extern "C" {
-        fn signal(number: i32, handler: usize) -> usize;
-    }
-    const SIG_IGN: usize = 1;
     for number in [1, 2, 3, 15] {
         // What ends a test by the terminal or politely ends us when the test is gone.
-        // Safety: signal(2), and no handler.
+        // SAFETY: signal(2), and no handler.
         unsafe { signal(number, SIG_IGN) };
     }
-    let (mut input, mut output) = (std::io::stdin().lock(), std::io::stderr().lock());
+    let mut output = std::io::stderr().lock();
     let (mut buffer, mut last) = ([0; 8192], Vec::new());
     while let Ok(length @ 1..) = input.read(&mut buffer) {
         // Who reads it may be gone; the test must not notice.

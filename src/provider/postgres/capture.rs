@@ -29,7 +29,7 @@ use crate::touch::Ground;
 use table::Table;
 
 /// Changes with whatever is installed here: a template that is kept has it inside.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// How long a lock on one of the user's tables is waited for. Less than the second after
 /// which the server looks for deadlocks: it is always isolane that gives way.
 const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '500ms'";

@@ -47,7 +47,7 @@ SELECT lo_from_bytea(4711, 'pristine');
 "#;
 
 /// What tests do with them; some of it fails, as it does in tests.
-pub const WORK: [&str; 58] = [
+pub const WORK: [&str; 60] = [
     "INSERT INTO odd.keyless VALUES (1, 'x', '{\"b\": 1,   \"a\": 2}')",
     "INSERT INTO odd.keyless SELECT g % 3, 'x', '{\"b\": 1,   \"a\": 2}' FROM generate_series(1, 5) g",
     "DELETE FROM odd.keyless WHERE ctid IN (SELECT ctid FROM odd.keyless WHERE a = 1 LIMIT 2)",
@@ -101,6 +101,8 @@ pub const WORK: [&str; 58] = [
     "CREATE TEMP TABLE temporary AS SELECT * FROM odd.mood; INSERT INTO temporary VALUES ('paused', 9)",
     "ANALYZE odd.parted",
     "SELECT nextval('odd.slots_id_seq'), setval('odd.audit_id_seq', 900, false)",
+    "SELECT setval('odd.slots_id_seq', last_value, false) FROM odd.slots_id_seq",
+    "SELECT nextval('odd.audit_id_seq')",
     "SET session_replication_role = replica; INSERT INTO odd.tree VALUES (500, 12345); DELETE FROM public.tenants WHERE id = 3; RESET session_replication_role",
     "BEGIN; SET CONSTRAINTS ALL DEFERRED; DELETE FROM odd.tree WHERE id = 1; INSERT INTO odd.tree VALUES (1, NULL); COMMIT",
     "DO $$ BEGIN BEGIN DELETE FROM odd.mood; RAISE 'no'; EXCEPTION WHEN OTHERS THEN NULL; END; UPDATE odd.mood SET n = n + 10; END $$",

@@ -61,8 +61,8 @@ pub const BROKEN: &str = "the server broke down";
 const MATERIALIZED: &str =
     "SELECT format('%I.%I', n.nspname, c.relname) AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'm' AND c.relispopulated ORDER BY c.oid";
-const SEQUENCES: &str = "SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind = 'S' AND c.relpersistence <> 't' ORDER BY c.oid";
+const SEQUENCES: &str = "SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name, pg_sequence_last_value(c.oid) IS NOT NULL AS is_called
+     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'S' AND c.relpersistence <> 't' ORDER BY c.oid";
 
 /// SQL of event triggers that tell of commands that define something; {schema} has the log. What
 /// only concerns temporary things is nobody's business. That they themselves are left alone is
@@ -133,8 +133,7 @@ pub fn install(client: &mut Client, schema: &Identifier) -> Result<String, postg
         .replace("{telling}", TELLING);
     let mut watched: Vec<_> = client.query(&catalogs, &[])?.iter().map(Watched::catalog).collect();
     watched.extend(client.query(MATERIALIZED, &[])?.iter().map(|row| Watched::view(row.get("name"))));
-    let sequences: Vec<(u32, String)> =
-        client.query(SEQUENCES, &[])?.iter().map(|row| (row.get("oid"), row.get("name"))).collect();
+    let sequences = client.query(SEQUENCES, &[])?;
     let is_told: bool = client.query_one("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])?.get(0);
     let told = if is_told { TOLD.replace("{schema}", &schema.to_string()) } else { String::new() };
     Ok(changed(schema, &watched, is_told) + &rewind(schema, &sequences) + &told)
@@ -226,23 +225,40 @@ pub fn settings_of(database: &str) -> String {
 }
 
 /// SQL of the function that sets sequences back.
-fn rewind(schema: &Identifier, sequences: &[(u32, String)]) -> String {
-    let now: Vec<_> = sequences
-        .iter()
-        .map(|(oid, name)| format!("SELECT {oid}::oid AS oid, last_value, is_called FROM {name}"))
-        .collect();
-    if now.is_empty() {
+///
+/// To read many in one statement costs several times as much as to ask a function for the last
+/// value of each. That knows none of a sequence that was not used since it was set, so what was
+/// unused from the beginning is read: what it was set to may have changed.
+fn rewind(schema: &Identifier, sequences: &[postgres::Row]) -> String {
+    let read = |row: &postgres::Row| {
+        let (oid, name): (u32, String) = (row.get("oid"), row.get("name"));
+        format!("SELECT {oid}::oid AS oid, last_value, is_called FROM {name}")
+    };
+    let (used, unused): (Vec<_>, Vec<_>) = sequences.iter().partition(|row| row.get::<_, bool>("is_called"));
+    let [used, unused] = [used, unused].map(|rows| rows.into_iter().map(read).collect::<Vec<_>>());
+    if used.is_empty() && unused.is_empty() {
         return format!(
             "CREATE FUNCTION {schema}.rewind() RETURNS void LANGUAGE plpgsql AS $isolane$ BEGIN END $isolane$;\n"
         );
     }
-    let now = now.join("\n UNION ALL ");
+    let all = [&used[..], &unused[..]].concat().join("\n UNION ALL ");
+    let mut body = String::new();
+    if !used.is_empty() {
+        body.push_str(&format!(
+            "PERFORM setval(s.oid::regclass, s.last_value, s.is_called) FROM {schema}.sequence AS s
+               WHERE s.is_called AND pg_sequence_last_value(s.oid) IS DISTINCT FROM s.last_value;"
+        ));
+    }
+    if !unused.is_empty() {
+        let now = unused.join("\n UNION ALL ");
+        body.push_str(&format!(
+            "PERFORM setval(s.oid::regclass, s.last_value, s.is_called) FROM ({now}) AS f JOIN {schema}.sequence AS s ON s.oid = f.oid
+               WHERE f.last_value <> s.last_value OR f.is_called <> s.is_called;"
+        ));
+    }
     format!(
-        "CREATE TABLE {schema}.sequence AS {now};
-         CREATE FUNCTION {schema}.rewind() RETURNS void LANGUAGE plpgsql AS $isolane$ BEGIN
-             PERFORM setval(s.oid::regclass, s.last_value, s.is_called) FROM ({now}) AS f JOIN {schema}.sequence AS s ON s.oid = f.oid
-               WHERE f.last_value <> s.last_value OR f.is_called <> s.is_called;
-         END $isolane$;\n"
+        "CREATE TABLE {schema}.sequence AS {all};
+         CREATE FUNCTION {schema}.rewind() RETURNS void LANGUAGE plpgsql AS $isolane$ BEGIN {body} END $isolane$;\n"
     )
 }
 
