@@ -233,6 +233,20 @@ mod tests {
     }
 
     #[test]
+    fn a_ledger_of_the_third_form_gets_room_for_leases() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("ledger.db");
+        let db = open(&path).expect("made");
+        let back = "DROP VIEW leases; DROP TABLE lease_head; DROP TABLE pool; DROP TABLE item; DROP TABLE lease; DROP TABLE waiter;
+                    INSERT INTO leftover VALUES (1, 1, 1, 'transaction', 'open'); PRAGMA user_version = 3";
+        db.execute_batch(back).expect("the third form");
+        drop(db);
+        let db = open(&path).expect("brought up to date");
+        let counts = "SELECT (SELECT count(*) FROM leases) || (SELECT count(*) FROM leftover)";
+        assert_eq!(db.query_row(counts, [], |row| row.get::<_, String>(0)), Ok("01".to_owned()));
+    }
+
+    #[test]
     fn queries_cannot_write() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("ledger.db");
