@@ -52,7 +52,7 @@ pub enum Command {
         #[command(flatten)]
         format: FormatArgs,
     },
-    /// Ask the ledger, in SQL (read-only): views runs, workers, tests, resources, records, touches, collisions, leaks
+    /// Ask the ledger, in SQL (read-only): views runs, workers, tests, resources, records, touches, collisions, leaks, leases
     Query {
         /// The question, such as "select worker_id, count(*) from tests group by 1"
         sql: String,

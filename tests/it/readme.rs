@@ -32,8 +32,26 @@ fn links_lead_to_files() {
 #[test]
 fn options_exist() {
     let lab = Lab::new();
-    let commands =
-        ["", "run", "query", "record", "runs", "report", "init", "doctor", "sweep", "template", "template build"];
+    let commands = [
+        "",
+        "run",
+        "query",
+        "record",
+        "runs",
+        "report",
+        "init",
+        "doctor",
+        "sweep",
+        "template",
+        "template build",
+        "lease",
+        "lease acquire",
+        "lease list",
+        "lease renew",
+        "lease revoke",
+        "pool",
+        "pool add",
+    ];
     let help: String = commands
         .iter()
         .map(|command| {
