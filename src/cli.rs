@@ -1,6 +1,7 @@
 //! The command line, as clap reads it, and nothing else.
 
 pub mod lease;
+pub mod serve;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -87,6 +88,8 @@ pub enum Command {
     /// Fill pools of test data, look into them, and empty them
     #[command(subcommand)]
     Pool(lease::PoolCommand),
+    /// Serve pools and leases to a team and to machines of CI
+    Serve(serve::ServeArgs),
     /// List what dead runs left, and remove it with --apply; safe beside runs that live
     Sweep(Box<SweepArgs>),
     /// Make, list and remove the pristine states that are kept on a server

@@ -110,5 +110,6 @@ pub mod supervisor;
 pub mod client;
 pub mod report;
 pub mod page;
+pub mod serve;
 pub mod cli;
 pub mod commands;

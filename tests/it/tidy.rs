@@ -84,7 +84,7 @@ fn drivers_stay_in_their_rooms() {
                 "client",
             ],
         ),
-        ("axum", &["api", "client"]),
+        ("axum", &["api", "client", "serve"]),
         ("comfy_table", &["report"]),
         ("clap", &["cli", "main", "commands", "settings", "report"]),
     ];
