@@ -104,6 +104,7 @@ pub mod harvest;
 pub mod renewal;
 pub mod roster;
 pub mod keeper;
+pub mod remote;
 pub mod api;
 pub mod watchdog;
 pub mod supervisor;

@@ -82,6 +82,7 @@ fn drivers_stay_in_their_rooms() {
                 "commands",
                 "supervisor",
                 "client",
+                "serve",
             ],
         ),
         ("axum", &["api", "client", "serve"]),
