@@ -7,14 +7,18 @@
 //! * `POST /v1/records` enters an outside thing.
 //! * `POST /v1/failures` tells what is known of the rows that a failed test's error is about.
 //! * `POST /v1/renewals` makes a worker's lane as its template again.
-//! * `GET /v1/runs` tells which run this is.
-//! * [`leases`] and [`pools`] are what test data is leased by.
+//! * [`leases`] and [`pools`] are what test data is leased by; [`runs`] tells of runs.
+//! * `GET /openapi.json` describes all of it ([`openapi`]).
 
 mod event;
 mod failure;
+mod forward;
+pub mod holders;
 pub mod leases;
+pub mod openapi;
 pub mod pools;
 pub mod problem;
+pub mod runs;
 mod story;
 
 use std::sync::Arc;
@@ -26,7 +30,7 @@ use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::post;
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use serde::Deserialize;
@@ -38,6 +42,7 @@ use crate::desk::Desk;
 use crate::error::one_line;
 use crate::keeper::{self, Grant, Keeper};
 use crate::os::process::Ended;
+use crate::remote::Remote;
 use crate::roster::{Kind, Roster};
 use crate::run::Run;
 
@@ -68,6 +73,8 @@ pub struct Api {
     pub roster: Arc<Roster>,
     /// Its pools and leases.
     pub desk: Desk,
+    /// Where they are instead.
+    pub remote: Option<Arc<Remote>>,
     /// Its processes that are telling.
     pub stories: Stories,
     /// How many failures were told of.
@@ -75,9 +82,15 @@ pub struct Api {
 }
 
 impl Api {
-    /// A worker's process is gone: what it had leased is free again.
-    pub fn holder_died(&self, worker: &str) {
+    /// A worker's process is gone: what it had leased is free again before anybody else can be
+    /// called so.
+    pub async fn holder_died(&self, worker: &str) {
         let (run, worker) = (self.run.id.to_string(), worker.to_owned());
+        if let Some(remote) = &self.remote {
+            // What cannot be told now is told at the end of the run, or time tells.
+            let _ = remote.ended(&run, Some(&worker)).await;
+            return;
+        }
         self.desk.holder_died(move |holder| {
             holder.run.as_deref() == Some(run.as_str()) && holder.worker.as_deref() == Some(worker.as_str())
         });
@@ -98,18 +111,26 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
 
 /// Serves the API until the task is dropped.
 pub async fn serve(listener: UnixListener, api: Arc<Api>) -> std::io::Result<()> {
-    let counter = Counter { desk: api.desk.clone(), introduce: introduction(&api) };
+    let introduce = introduction(&api);
+    let leases = match &api.remote {
+        Some(remote) => forward::routes(Arc::clone(remote), introduce),
+        None => {
+            let counter = Counter { desk: api.desk.clone(), introduce };
+            leases::routes(counter.clone()).merge(pools::routes(counter))
+        }
+    };
+    let ledger = api.run.settings.ledger.clone();
     let router = Router::new()
         .route("/v1/lanes", post(lanes))
         .route("/v1/tests", post(tests))
         .route("/v1/records", post(records))
         .route("/v1/failures", post(failures))
         .route("/v1/renewals", post(renewals))
-        .route("/v1/runs", get(runs))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "unknown-path", "there is nothing at this path") })
         .with_state(api)
-        .merge(leases::routes(counter.clone()))
-        .merge(pools::routes(counter));
+        .merge(leases)
+        .merge(runs::routes(ledger))
+        .merge(openapi::routes());
     axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await
 }
 
@@ -224,7 +245,7 @@ async fn lease(api: Arc<Api>, request: LaneRequest, peer: Peer) -> Result<Grant,
             api.roster.test_exited(&worker, &test, how, Timestamp::now());
         }
         // Before another test can come to the same place, with the same name.
-        api.holder_died(&worker);
+        api.holder_died(&worker).await;
         match how {
             Ended::Exited(_) if api.run.is_fresh_for_tests() => {
                 let renewed = api.keeper.release_renewed(&holder).await;
@@ -312,8 +333,4 @@ async fn renewals(State(api): State<Arc<Api>>, body: Bytes) -> Result<Response, 
         .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not-renewed", one_line(&error)))?;
     api.roster.left_behind(&worker, renewed);
     Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-async fn runs(State(api): State<Arc<Api>>) -> Json<serde_json::Value> {
-    Json(json!([{"run_id": api.run.id.to_string(), "tag": api.run.tag.as_str(), "state": "running"}]))
 }

@@ -1,6 +1,7 @@
 //! The command line, as clap reads it, and nothing else.
 
 pub mod lease;
+pub mod serve;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -87,6 +88,8 @@ pub enum Command {
     /// Fill pools of test data, look into them, and empty them
     #[command(subcommand)]
     Pool(lease::PoolCommand),
+    /// Serve pools and leases to a team and to machines of CI
+    Serve(Box<serve::ServeArgs>),
     /// List what dead runs left, and remove it with --apply; safe beside runs that live
     Sweep(Box<SweepArgs>),
     /// Make, list and remove the pristine states that are kept on a server
@@ -141,6 +144,9 @@ pub struct RunArgs {
     /// Keep what the run made, to look into it [default: never]
     #[arg(long, value_enum)]
     keep: Option<Keep>,
+    /// Lease at this service, an `isolane serve`, with the token in ISOLANE_TOKEN [default: $ISOLANE_LEASES, else the ledger]
+    #[arg(long, value_name = "URL")]
+    leases: Option<String>,
     /// One more variable for every worker, such as SHOP_DB={database}; may be repeated
     #[arg(long, value_name = "NAME=TEMPLATE", value_parser = env_pair)]
     env: Vec<(String, EnvTemplate)>,
@@ -352,6 +358,24 @@ pub struct LedgerArgs {
     pub config: Option<PathBuf>,
 }
 
+/// Where leases are: at a service, or in the ledger.
+#[derive(Debug, Args)]
+pub struct LeasesArgs {
+    /// The service that has them, an `isolane serve`; its token is in ISOLANE_TOKEN [default: $ISOLANE_LEASES, else the ledger]
+    #[arg(long, value_name = "URL")]
+    pub leases: Option<String>,
+    #[command(flatten)]
+    ledger: LedgerArgs,
+}
+
+impl LeasesArgs {
+    /// What the flags say, and where the configuration is.
+    pub fn choices(self) -> (Choices, Option<PathBuf>) {
+        let (choices, config) = self.ledger.choices();
+        (Choices { leases: self.leases, ..choices }, config)
+    }
+}
+
 /// How to print.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct FormatArgs {
@@ -394,6 +418,7 @@ impl RunArgs {
                 (false, false) => Track::parse(&self.track).ok(),
             },
             fail_on: self.fail_on,
+            leases: self.leases,
             reports: self.report,
             ..self.setup.over(common)
         };

@@ -1,4 +1,4 @@
-//! Who asks the API: over the socket of a run, or in this process where there is no run.
+//! Who asks the API: over the socket of a run, over the network, or in this process.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -14,6 +14,7 @@ use crate::error::{ExitCode, Stop, one_line};
 use crate::lease::refusal;
 use crate::ledger::lease::LedgerStore;
 use crate::ledger::{self, Writer};
+use crate::remote::Remote;
 use crate::settings::Settings;
 
 /// Where requests go.
@@ -23,6 +24,15 @@ pub enum Client {
     Run(PathBuf),
     /// To the ledger itself.
     Ledger(Box<Here>),
+    /// To a service, over the network.
+    Service(Box<There>),
+}
+
+/// A service, and what is needed to ask it from here.
+#[derive(Debug)]
+pub struct There {
+    remote: Remote,
+    runtime: tokio::runtime::Runtime,
 }
 
 /// The API in this process.
@@ -59,11 +69,16 @@ impl Answer {
 }
 
 impl Client {
-    /// The run that this process is in, or else the ledger of these settings, with the pools of
-    /// the configuration.
+    /// The run that this process is in, or else the service of these settings, or else their
+    /// ledger, with the pools of the configuration.
     pub fn new(settings: &Settings) -> anyhow::Result<Self> {
         if let Some(socket) = settings.variables.get("ISOLANE_SOCKET").filter(|path| !path.is_empty()) {
             return Ok(Self::Run(PathBuf::from(socket)));
+        }
+        if let Some(server) = &settings.leases {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let remote = Remote::new(server.clone()).map_err(|away| Stop::with(ExitCode::Unavailable, away))?;
+            return Ok(Self::Service(Box::new(There { remote, runtime })));
         }
         let path = &settings.ledger;
         let cannot = |error: &anyhow::Error| {
@@ -85,6 +100,7 @@ impl Client {
         match self {
             Self::Run(socket) => over_socket(socket, method, path, body),
             Self::Ledger(here) => here.call(method, path, body),
+            Self::Service(there) => there.call(method, path, body),
         }
     }
 }
@@ -99,6 +115,15 @@ impl Here {
             let bytes = axum::body::to_bytes(response.into_body(), usize::MAX).await?;
             Ok(Answer { status, body: serde_json::from_slice(&bytes).unwrap_or_default() })
         })
+    }
+}
+
+impl There {
+    fn call(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let asking = self.remote.call(method.parse()?, path, body.into());
+        let reply = self.runtime.block_on(asking).map_err(|away| Stop::with(ExitCode::Unavailable, away))?;
+        Ok(Answer { status: reply.status, body: reply.json() })
     }
 }
 

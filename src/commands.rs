@@ -4,12 +4,14 @@ mod ask;
 mod doctor;
 pub mod lease;
 mod report;
+mod serve;
 mod sweep;
 pub mod template;
 
 pub use ask::{collisions, leaks, who, why};
 pub use doctor::doctor;
 pub use report::report;
+pub use serve::serve;
 pub use sweep::sweep;
 
 use std::io::Write;

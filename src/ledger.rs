@@ -15,6 +15,7 @@ pub mod record;
 pub mod resource;
 pub mod run;
 pub mod test;
+pub mod token;
 pub mod touch;
 pub mod worker;
 mod writer;

@@ -19,6 +19,7 @@ fn main() {
         Command::Record { kind, key } => commands::record(&kind, &key),
         Command::Lease(command) => commands::lease::lease(command),
         Command::Pool(command) => commands::lease::pool(command),
+        Command::Serve(args) => commands::serve(*args),
         Command::Sweep(args) => commands::sweep(*args),
         Command::Template(TemplateCommand::Build(args)) => commands::template::build(args.settings, args.setup),
         Command::Template(TemplateCommand::List { server, format }) => commands::template::list(server, format.format),

@@ -4,6 +4,7 @@
 pub mod env_template;
 pub mod file;
 mod inputs;
+mod lease_server;
 pub mod pool;
 mod track;
 
@@ -17,6 +18,7 @@ use crate::error::Stop;
 use crate::secret::Secret;
 use env_template::EnvTemplate;
 pub use inputs::Inputs;
+pub use lease_server::LeaseServer;
 pub use pool::PoolSettings;
 pub use track::Track;
 
@@ -144,6 +146,7 @@ pub struct Choices {
     pub track: Option<Track>,
     pub fail_on: Vec<FailOn>,
     pub pools: Vec<PoolSettings>,
+    pub leases: Option<String>,
 }
 
 impl Choices {
@@ -170,6 +173,7 @@ impl Choices {
             track: self.track.or(lower.track),
             fail_on: if self.fail_on.is_empty() { lower.fail_on } else { self.fail_on },
             pools: lower.pools.into_iter().chain(self.pools).collect(),
+            leases: self.leases.or(lower.leases),
         }
     }
 }
@@ -206,6 +210,8 @@ pub struct Settings {
     pub track: Track,
     pub fail_on: Vec<FailOn>,
     pub pools: Vec<PoolSettings>,
+    /// Where leases are asked for, where it is not the ledger.
+    pub leases: Option<LeaseServer>,
     /// The ledger's file, absolute.
     pub ledger: PathBuf,
     /// Variables with addresses; the first is the one that `{database_url}` means.
@@ -260,6 +266,7 @@ impl Settings {
         };
         let from_environment = Choices {
             ledger: variables.get("ISOLANE_LEDGER").filter(|v| !v.is_empty()).map(PathBuf::from),
+            leases: variables.get("ISOLANE_LEASES").filter(|v| !v.is_empty()).cloned(),
             ..Choices::default()
         };
         let flag_urls = flags.database_urls.clone();
@@ -269,6 +276,11 @@ impl Settings {
         let folder = file.as_deref().and_then(Path::parent).unwrap_or(cwd);
         let ledger = all.ledger.unwrap_or_else(|| folder.join(file::LEDGER));
         let isolation = all.isolation.unwrap_or_default();
+        let server = |url: String| {
+            LeaseServer::parse(&url, variables.get("ISOLANE_TOKEN"))
+                .map_err(|why| Stop::usage(format!("--leases, ISOLANE_LEASES or `leases` in {}: {why}", file::NAME)))
+        };
+        let leases = all.leases.map(server).transpose()?;
         let (url_variables, embedded) =
             url_variables(&flag_urls, &file_urls, &all.url_vars, &variables, cwd, isolation)?;
         Ok(Self {
@@ -287,6 +299,7 @@ impl Settings {
             track: all.track.unwrap_or_default(),
             fail_on: all.fail_on,
             pools: all.pools.into_iter().map(|pool| pool.within(cwd)).collect(),
+            leases,
             ledger: cwd.join(ledger),
             url_variables,
             embedded,
@@ -299,6 +312,7 @@ impl Settings {
     /// Every password that is known from addresses. One that is the name of its own login
     /// or database is no secret, and masking that word would only garble messages.
     pub fn secrets(&self) -> Vec<Secret> {
+        let token = self.leases.iter().filter_map(|server| server.token.clone());
         self.url_variables
             .iter()
             .flat_map(|v| &v.addresses)
@@ -309,6 +323,7 @@ impl Settings {
                     .filter(|password| ![postgres.user(), postgres.database()].contains(&password.reveal())),
                 Address::Sqlite(_) | Address::InMemory(_) => None,
             })
+            .chain(token)
             .collect()
     }
 }

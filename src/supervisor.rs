@@ -40,6 +40,7 @@ use crate::os::process::{self, Ended};
 use crate::os::signal::Signals;
 use crate::pools;
 use crate::provider::{Directories, Provider, Resource, ResourceKind};
+use crate::remote::{self, Away, Remote};
 use crate::roster::{Roster, Tally};
 use crate::run::Run;
 use crate::runner::Recognised;
@@ -159,21 +160,30 @@ async fn serve(
     let listener = UnixListener::bind(run.socket())
         .map_err(|e| Stop::not_started(format!("cannot open the socket {}: {e}", run.socket().display())))?;
     let stories = Stories::default();
+    let remote = join_service(run).await?;
     let api = Api {
         run: Arc::clone(run),
         keeper: Arc::clone(keeper),
         roster: Arc::clone(roster),
         desk: desk.clone(),
+        remote: remote.clone(),
         stories: stories.clone(),
         told: AtomicUsize::new(0),
     };
     let api = Arc::new(api);
     let door = tokio::spawn(api::serve(listener, Arc::clone(&api)));
     let clock = tokio::spawn({
-        let desk = desk.clone();
-        async move { desk.keep_time().await }
+        let (desk, id) = (desk.clone(), run.id.to_string());
+        async move {
+            match remote {
+                Some(remote) => remote.keep_alive(&id).await,
+                None => desk.keep_time().await,
+            }
+        }
     });
-    pools::configure(desk, &run.settings.pools).await.map_err(|error| Stop::not_started(one_line(&error)))?;
+    if run.settings.leases.is_none() {
+        pools::configure(desk, &run.settings.pools).await.map_err(|error| Stop::not_started(one_line(&error)))?;
+    }
     let undertaker = tokio::spawn(collect_orphans(signal(SignalKind::child())?));
     // SAFETY: it owns its descriptor, which stays open and the same as long as it lives.
     let signals = unsafe { AsyncFd::register(signals) }?;
@@ -198,6 +208,16 @@ async fn serve(
     clock.abort();
     undertaker.abort();
     Ok(Served { ended, began })
+}
+
+/// Goes to the service of leases, where there is one: whoever cannot lease there finds out before
+/// any test does.
+async fn join_service(run: &Run) -> anyhow::Result<Option<Arc<Remote>>> {
+    let Some(server) = &run.settings.leases else { return Ok(None) };
+    let cannot = |error: Away| Stop::not_started(error);
+    let remote = Remote::new(server.clone()).map_err(cannot)?;
+    remote.alive(&run.id.to_string()).await.map_err(cannot)?;
+    Ok(Some(Arc::new(remote)))
 }
 
 /// Collects orphans that end: they fall to us and not to init, which would do it. Whoever is
@@ -294,7 +314,10 @@ fn home(
 
 /// Nobody of the run lives any more who could hold anything.
 fn free_leases(run: &Run, desk: &Desk) {
-    if desk.is_used() {
+    if let Some(server) = &run.settings.leases {
+        // The service frees by time what it is not told of.
+        let _ = remote::run_ended(server, &run.id.to_string());
+    } else if desk.is_used() {
         let id = run.id.to_string();
         // What cannot be written is freed by the next run, or by time.
         let _ = desk.holder_died_blocking(move |holder| holder.run.as_deref() == Some(id.as_str()));

@@ -26,8 +26,11 @@ use crate::address::{Address, LaneTarget, Variables};
 use crate::inventory::promised;
 use crate::name::RunId;
 use crate::os::lock::RunLock;
-use crate::os::process;
+use crate::os::{marked, process};
 use crate::provider::Resource;
+use crate::remote;
+use crate::secret::Secret;
+use crate::settings::LeaseServer;
 use crate::sweep::{Memory, sweep_run};
 
 /// What the watchdog says when it is ready.
@@ -44,6 +47,8 @@ struct Charge {
     addresses: Vec<String>,
     /// Whether the user wants everything kept, whatever happens.
     keep: bool,
+    /// Where the run's leases are, and the token for that.
+    leases: Option<(String, Option<String>)>,
 }
 
 /// The supervisor's hold on its watchdog.
@@ -62,6 +67,7 @@ impl Watchdog {
         run: RunId,
         addresses: &[&Address],
         keep: bool,
+        leases: Option<&LeaseServer>,
     ) -> anyhow::Result<(Self, File)> {
         let addresses = addresses
             .iter()
@@ -70,7 +76,9 @@ impl Watchdog {
                 Address::Sqlite(_) | Address::InMemory(_) => None,
             })
             .collect();
-        let charge = serde_json::to_string(&Charge { addresses, keep })?;
+        let token = |server: &LeaseServer| server.token.as_ref().map(|token| token.reveal().to_owned());
+        let leases = leases.map(|server| (server.url.clone(), token(server)));
+        let charge = serde_json::to_string(&Charge { addresses, keep, leases })?;
         // This program, also when its file was replaced meanwhile.
         let mut command = process::command("/proc/self/exe");
         command.arg0("isolane").arg("watchdog").arg(ledger).arg(lock).arg(run.to_string());
@@ -125,11 +133,20 @@ pub fn guard(ledger: &Path, lock: &Path, run: RunId) -> anyhow::Result<()> {
     // With the lock, the supervisor's end of the line is closed, or goodbye was said before.
     let (promised, all_is_done) = listener.join().unwrap_or_default();
     if !all_is_done {
+        // Not while what holds them is still at work.
+        let freeing = charge.leases.map(|(url, token)| {
+            marked::kill("ISOLANE_RUN_ID", &run.to_string());
+            let server = LeaseServer { url, token: token.map(Secret::new) };
+            std::thread::spawn(move || remote::run_ended(&server, &run.to_string()))
+        });
         let variables: Variables = std::env::vars().collect();
         let here = std::env::current_dir().unwrap_or_default();
         let addresses: Vec<_> =
             charge.addresses.iter().filter_map(|text| Address::parse(text, &variables, &here).ok()).collect();
-        sweep_run(ledger, run, &addresses, Memory { promised, keep: charge.keep, with_kept: false })?;
+        let swept = sweep_run(ledger, run, &addresses, Memory { promised, keep: charge.keep, with_kept: false });
+        // What is not freed now is freed by time.
+        let _ = freeing.map(std::thread::JoinHandle::join);
+        swept?;
         lock.remove();
     }
     Ok(())

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use serde::Deserialize;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
@@ -122,7 +123,13 @@ impl Event {
             // Its lane is taken at once, before its controller asks for another; how it ended,
             // its process tells.
             Self::Lost { worker } if api.keeper.is_bound(&worker) => api.keeper.crashed(&worker),
-            Self::Lost { worker } => lost(api, &worker, Ended::Unknown),
+            Self::Lost { worker } => {
+                let mut going = Box::pin(lost(Arc::clone(api), worker, Ended::Unknown));
+                // Only a service far away takes its time.
+                if (&mut going).now_or_never().is_none() {
+                    tokio::spawn(going);
+                }
+            }
             Self::Listed { binary, tests } => roster.listed(&binary, tests),
             Self::Notice { text } => roster.notice(&text),
         }
@@ -168,15 +175,15 @@ fn watch(api: &Arc<Api>, worker: String, process: Arc<AsyncFd<PidFd>>, told: Opt
         if let Some(mut told) = told {
             let _ = tokio::time::timeout(LAST_WORDS, told.changed()).await;
         }
-        lost(&api, &worker, how);
+        lost(api, worker, how).await;
     });
 }
 
-fn lost(api: &Arc<Api>, worker: &str, how: Ended) {
-    api.holder_died(worker);
-    match api.roster.left(worker, how, Timestamp::now()) {
-        Some(WorkerOutcome::Crashed) => api.keeper.crashed(worker),
-        Some(_) => api.keeper.release(worker),
+async fn lost(api: Arc<Api>, worker: String, how: Ended) {
+    api.holder_died(&worker).await;
+    match api.roster.left(&worker, how, Timestamp::now()) {
+        Some(WorkerOutcome::Crashed) => api.keeper.crashed(&worker),
+        Some(_) => api.keeper.release(&worker),
         None => {}
     }
 }

@@ -36,6 +36,10 @@ impl Problem {
     }
 }
 
+/// The code of a problem, for those who see the answer and not its body.
+#[derive(Clone, Copy, Debug)]
+pub struct Code(pub &'static str);
+
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "store", format!("pools and leases cannot be written: {error}"))
@@ -53,6 +57,7 @@ impl IntoResponse for Problem {
         document.insert("detail".to_owned(), self.detail.into());
         document.extend(self.details);
         let body = Value::Object(document).to_string();
-        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+        let code = axum::Extension(Code(self.code));
+        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], code, body).into_response()
     }
 }

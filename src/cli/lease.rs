@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::{FormatArgs, LedgerArgs};
+use super::{FormatArgs, LeasesArgs};
 use crate::clock::duration;
 use crate::lease::predicate::Condition;
 
@@ -26,7 +26,7 @@ pub enum LeaseCommand {
         #[arg(long, value_name = "TIME", value_parser = duration)]
         ttl: Option<Duration>,
         #[command(flatten)]
-        ledger: LedgerArgs,
+        ledger: LeasesArgs,
         #[command(flatten)]
         format: FormatArgs,
     },
@@ -38,7 +38,7 @@ pub enum LeaseCommand {
         #[arg(long)]
         fence: Option<u64>,
         #[command(flatten)]
-        ledger: LedgerArgs,
+        ledger: LeasesArgs,
     },
     /// Take leases away from their holders
     Revoke(RevokeArgs),
@@ -48,7 +48,7 @@ pub enum LeaseCommand {
         #[arg(long)]
         waiting: bool,
         #[command(flatten)]
-        ledger: LedgerArgs,
+        ledger: LeasesArgs,
         #[command(flatten)]
         format: FormatArgs,
     },
@@ -84,9 +84,9 @@ pub struct AcquireArgs {
     /// A name for this request: asked twice, it is granted once
     #[arg(long)]
     pub key: Option<String>,
-    /// Where the ledger is.
+    /// Where leases are.
     #[command(flatten)]
-    pub ledger: LedgerArgs,
+    pub ledger: LeasesArgs,
     /// How to print.
     #[command(flatten)]
     pub format: FormatArgs,
@@ -110,9 +110,9 @@ pub struct RevokeArgs {
     /// All of the worker with this prefix
     #[arg(long)]
     pub prefix: Option<String>,
-    /// Where the ledger is.
+    /// Where leases are.
     #[command(flatten)]
-    pub ledger: LedgerArgs,
+    pub ledger: LeasesArgs,
 }
 
 /// `isolane pool`.
@@ -126,7 +126,7 @@ pub enum PoolCommand {
         /// The pool whose items are listed
         pool: Option<String>,
         #[command(flatten)]
-        ledger: LedgerArgs,
+        ledger: LeasesArgs,
         #[command(flatten)]
         format: FormatArgs,
     },
@@ -138,7 +138,7 @@ pub enum PoolCommand {
         #[arg(long)]
         when_released: bool,
         #[command(flatten)]
-        ledger: LedgerArgs,
+        ledger: LeasesArgs,
     },
     /// Take items out of a pool for good; those that are held, when they are released
     Retire {
@@ -148,7 +148,7 @@ pub enum PoolCommand {
         #[arg(required = true, value_name = "ITEM")]
         items: Vec<String>,
         #[command(flatten)]
-        ledger: LedgerArgs,
+        ledger: LeasesArgs,
     },
 }
 
@@ -178,7 +178,7 @@ pub struct AddArgs {
     /// How long leases live unless their holders say otherwise, such as 60s
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub ttl: Option<Duration>,
-    /// Where the ledger is.
+    /// Where leases are.
     #[command(flatten)]
-    pub ledger: LedgerArgs,
+    pub ledger: LeasesArgs,
 }

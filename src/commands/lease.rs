@@ -4,7 +4,7 @@ use anyhow::Context;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
-use crate::cli::LedgerArgs;
+use crate::cli::LeasesArgs;
 use crate::cli::lease::{AcquireArgs, AddArgs, LeaseCommand, PoolCommand, RevokeArgs};
 use crate::client::Client;
 use crate::error::Stop;
@@ -63,7 +63,7 @@ fn holder(client: &Client, settings: &Settings) -> Holder {
     let test = variable("PYTEST_CURRENT_TEST").and_then(|text| Some(text.rsplit_once(" (")?.0.to_owned()));
     match client {
         Client::Run(_) => Holder { worker: variable("WORKER_ID"), test, ..Holder::default() },
-        Client::Ledger(_) => {
+        Client::Ledger(_) | Client::Service(_) => {
             let user = variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_else(|| "somebody".to_owned());
             Holder { client: Some(format!("{user}@{}", crate::os::host())), ..Holder::default() }
         }
@@ -168,11 +168,20 @@ fn item(text: &str) -> anyhow::Result<Value> {
 }
 
 /// Where requests go, and what is known of this place.
-fn client(ledger: LedgerArgs) -> anyhow::Result<(Client, Settings)> {
+fn client(ledger: LeasesArgs) -> anyhow::Result<(Client, Settings)> {
     let (choices, config) = ledger.choices();
     let cwd = std::env::current_dir().context("cannot tell the current directory")?;
     // A database address that cannot be used does not matter here.
-    let wanted = ["ISOLANE_LEDGER", "ISOLANE_SOCKET", "WORKER_ID", "PYTEST_CURRENT_TEST", "USER", "LOGNAME"];
+    let wanted = [
+        "ISOLANE_LEDGER",
+        "ISOLANE_LEASES",
+        "ISOLANE_TOKEN",
+        "ISOLANE_SOCKET",
+        "WORKER_ID",
+        "PYTEST_CURRENT_TEST",
+        "USER",
+        "LOGNAME",
+    ];
     let variables = std::env::vars_os().filter(|(name, _)| wanted.iter().any(|known| name == known));
     let settings = Settings::fold(choices, config.as_deref(), variables, &cwd)?;
     Ok((Client::new(&settings)?, settings))
@@ -183,7 +192,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// Prints an array of objects as rows.
-fn print(found: &Value, format: Format, nothing: &str) -> anyhow::Result<i32> {
+pub(super) fn print(found: &Value, format: Format, nothing: &str) -> anyhow::Result<i32> {
     let objects: Vec<&Map<String, Value>> =
         found.as_array().into_iter().flatten().filter_map(Value::as_object).collect();
     let columns: Vec<String> = objects.first().map(|first| first.keys().cloned().collect()).unwrap_or_default();

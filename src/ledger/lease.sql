@@ -76,3 +76,13 @@ CREATE TABLE waiter (
     version INTEGER NOT NULL
 );
 CREATE INDEX waiter_changed ON waiter (version);
+
+-- Who may ask `isolane serve` for what. Of a token only its hash is kept.
+CREATE TABLE token (
+    name TEXT PRIMARY KEY,
+    role TEXT NOT NULL CHECK (role IN ('read', 'lease', 'admin')),
+    -- SHA-256 of the token.
+    hash BLOB NOT NULL,
+    made INTEGER NOT NULL,
+    expires INTEGER
+) WITHOUT ROWID;

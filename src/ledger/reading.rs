@@ -16,6 +16,9 @@ pub struct Question(&'static str);
 
 // `?1` is the run's id, `?2` the most rows that are wanted.
 impl Question {
+    /// The latest runs.
+    pub const RUNS: Self =
+        Self("SELECT * FROM runs WHERE ?1 IS NOT NULL ORDER BY started_at DESC, run_id DESC LIMIT ?2");
     /// The run itself, as its view has it.
     pub const RUN: Self = Self("SELECT * FROM runs WHERE run_id = ?1 LIMIT ?2");
     /// Its workers, by lane.

@@ -13,7 +13,7 @@ pub const NAME: &str = "isolane.toml";
 /// The ledger's usual path, beside the configuration.
 pub const LEDGER: &str = ".isolane/ledger.db";
 
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 19] = [
     "database-url",
     "isolation",
     "setup",
@@ -32,6 +32,7 @@ const KEYS: [&str; 18] = [
     "track",
     "fail-on",
     "pool",
+    "leases",
 ];
 
 /// The file that counts for `cwd`: there, or in the nearest folder above.
@@ -76,6 +77,7 @@ pub fn read(path: &Path) -> Result<Choices, String> {
             Some(_) => Some(track(&strings(&table, "track")?)?),
         },
         pools: pool::pools(&table, folder)?,
+        leases: string(&table, "leases")?,
         fail_on: strings(&table, "fail-on")?.iter().map(|word| one_of("fail-on", word)).collect::<Result<_, _>>()?,
     })
 }

@@ -214,7 +214,7 @@ impl Commands {
                     let (api, worker) = (Arc::clone(api), worker.clone());
                     tokio::spawn(async move {
                         keeper::ended(&process).await;
-                        api.holder_died(&worker);
+                        api.holder_died(&worker).await;
                     });
                 }
                 let out = child.stdout.take().map(|out| tokio::spawn(mark(worker.clone(), out, tokio::io::stdout())));

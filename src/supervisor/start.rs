@@ -150,7 +150,7 @@ fn arm(settings: &Settings, lock: &RunLock, id: RunId) -> anyhow::Result<(Watchd
     fault::before(Step::Arm)?;
     let addresses: Vec<_> = settings.addresses().collect();
     let keep = settings.keep == Keep::Always;
-    Watchdog::arm(&settings.ledger, lock.path(), id, &addresses, keep)
+    Watchdog::arm(&settings.ledger, lock.path(), id, &addresses, keep, settings.leases.as_ref())
 }
 
 impl Started {

@@ -28,6 +28,7 @@ mod pytest_crash;
 mod pytest_injection;
 mod readme;
 mod report;
+mod serve;
 mod servers;
 mod shared;
 mod shared_rows;

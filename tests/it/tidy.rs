@@ -82,9 +82,10 @@ fn drivers_stay_in_their_rooms() {
                 "commands",
                 "supervisor",
                 "client",
+                "serve",
             ],
         ),
-        ("axum", &["api", "client"]),
+        ("axum", &["api", "client", "serve"]),
         ("comfy_table", &["report"]),
         ("clap", &["cli", "main", "commands", "settings", "report"]),
     ];

@@ -292,6 +292,22 @@ impl Board {
         ids.len()
     }
 
+    /// Renews those leases that are kept as long as their holders live, of those whom `whose` is
+    /// true of, where a third of their time is over. What comes back is how many there are, and
+    /// when the first has to be renewed again.
+    pub fn keep_all(&mut self, whose: impl Fn(&Lease) -> bool) -> (usize, Option<Duration>) {
+        let its = |lease: &&Lease| lease.is_kept && whose(lease);
+        let kept: Vec<_> = self.leases.values().filter(its).map(|lease| (lease.id.clone(), lease.ttl)).collect();
+        for (id, ttl) in &kept {
+            let is_due = |lease: &Lease| lease.expires_at.0.saturating_sub(self.now.0) <= ttl - ttl / 3;
+            if self.leases.get(id).is_some_and(is_due) {
+                // It is held, and no number is asked for.
+                let _ = self.renew(id, None, None);
+            }
+        }
+        (kept.len(), kept.iter().map(|(_, ttl)| Duration::from_micros(ttl / 3)).min())
+    }
+
     /// Ends all waits of those whom `whose` is true of.
     pub fn abandon_all(&mut self, whose: impl Fn(&Ask) -> bool) {
         let its = self.waiters.values().filter(|waiter| whose(&waiter.ask)).map(|waiter| waiter.ticket);

@@ -6,6 +6,7 @@ mod cargo;
 mod postgres;
 mod processes;
 pub mod program;
+mod service;
 mod state;
 mod terminal;
 pub mod tools;
@@ -28,6 +29,7 @@ pub use cargo::many_tests;
 pub use postgres::{Database, Server};
 pub use processes::{alive_in, is_alive};
 pub use program::{Outcome, Program, wait_until};
+pub use service::{Service, answer};
 pub use terminal::OnTerminal;
 pub use witness::{Env, Seen};
 

@@ -1,0 +1,41 @@
+//! `isolane serve`.
+
+use std::io::Write;
+
+use anyhow::Context;
+
+use super::lease::print;
+use crate::cli::serve::ServeArgs;
+use crate::report::say;
+use crate::serve::{self, Options, tokens};
+use crate::settings::Settings;
+
+/// `isolane serve`.
+pub fn serve(args: ServeArgs) -> anyhow::Result<i32> {
+    let (choices, config) = args.ledger.choices();
+    let cwd = std::env::current_dir().context("cannot tell the current directory")?;
+    // A database address that cannot be used does not matter here.
+    let variables = std::env::vars_os().filter(|(name, _)| name == "ISOLANE_LEDGER");
+    let settings = Settings::fold(choices, config.as_deref(), variables, &cwd)?;
+    if let Some(name) = &args.new_token {
+        let token = tokens::make(&settings, name, args.role, args.valid_for)?;
+        writeln!(std::io::stdout(), "{}", token.reveal())?;
+        return Ok(0);
+    }
+    if args.tokens {
+        return print(&tokens::list(&settings)?, args.format.format, "there is none; --new-token NAME makes one");
+    }
+    if let Some(name) = &args.remove_token {
+        tokens::remove(&settings, name)?;
+        say(&format!("token {name}: removed"));
+        return Ok(0);
+    }
+    let options = Options {
+        listen: args.listen,
+        tls: args.tls_cert.zip(args.tls_key),
+        plain: args.plain,
+        connections: args.connections as usize,
+        rate: args.rate,
+    };
+    serve::serve(&settings, &options)
+}

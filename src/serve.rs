@@ -1,0 +1,231 @@
+//! `isolane serve`: pools, leases and runs for a team and for machines of CI, over TCP.
+//!
+//! [`router`] is all that is served; other routers are merged into it there. Around it stand, from
+//! outside: what is counted ([`metrics`]), the length of bodies and the stop ([`limits`]); around
+//! the API, who may do what ([`access`]).
+
+pub mod access;
+mod door;
+mod limits;
+mod metrics;
+mod tls;
+pub mod tokens;
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router, middleware};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::api::leases::{Counter, Introduce};
+use crate::api::problem::Problem;
+use crate::api::{holders, leases, openapi, pools, runs};
+use crate::desk::Desk;
+use crate::error::{ExitCode, Stop, one_line};
+use crate::ledger::lease::LedgerStore;
+use crate::ledger::{self, Durability, Writer, token};
+use crate::report::say;
+use crate::settings::Settings;
+use access::{Access, Caller};
+use door::Door;
+use metrics::Metrics;
+
+/// For how long a look at the store's health counts, so that who asks for it all the time does
+/// not make it write all the time.
+const HEALTH: Duration = Duration::from_secs(1);
+
+/// How it is served.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where it listens: a host and a port.
+    pub listen: String,
+    /// Certificate chain and key, PEM files.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Other machines may come without TLS.
+    pub plain: bool,
+    /// How many connections there may be at a time.
+    pub connections: usize,
+    /// How many requests a second one token may make.
+    pub rate: u32,
+}
+
+/// What the service answers from.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Pools and leases.
+    pub desk: Desk,
+    /// The ledger's file, from which runs are read.
+    pub ledger: PathBuf,
+    /// Who may do what.
+    pub access: Arc<Access>,
+    /// Says when the service stops: whoever goes on for long ends then.
+    pub stopping: watch::Receiver<bool>,
+    metrics: Arc<Metrics>,
+    writer: Writer,
+    health: Arc<Mutex<Option<(Instant, Result<(), String>)>>>,
+}
+
+/// Everything that is served.
+pub fn router(service: &Service) -> Router {
+    let counter = Counter { desk: service.desk.clone(), introduce: introduction() };
+    let api = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/metrics", get(figures))
+        .with_state(service.clone())
+        .merge(leases::routes(counter.clone()))
+        .merge(pools::routes(counter.clone()))
+        .merge(holders::routes(counter))
+        .merge(runs::routes(service.ledger.clone()))
+        .merge(openapi::routes())
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "unknown-path", "there is nothing at this path") })
+        .layer(middleware::from_fn_with_state(Arc::clone(&service.access), access::guard));
+    // What looks after its own access is merged here.
+    api.layer(middleware::from_fn_with_state(service.stopping.clone(), limits::waits))
+        .layer(middleware::from_fn(limits::bodies))
+        .layer(middleware::from_fn_with_state(service.clone(), metrics::count))
+}
+
+/// A holder is known by the token that it came with, and by what it says of itself.
+fn introduction() -> Arc<Introduce> {
+    Arc::new(|extensions, holder| {
+        if let Some(caller) = extensions.get::<Caller>() {
+            let name = &caller.name;
+            let client = holder.client.take();
+            holder.client = Some(client.map_or_else(|| name.to_string(), |client| format!("{name}/{client}")));
+        }
+    })
+}
+
+async fn healthz(State(service): State<Service>) -> Result<Json<Value>, Problem> {
+    let lately = service.health.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let health = match lately {
+        Some((at, health)) if at.elapsed() < HEALTH => health,
+        _ => {
+            let writer = service.writer.clone();
+            let look = tokio::task::spawn_blocking(move || writer.commit(Durability::Process, token::touch));
+            let health = match look.await {
+                Ok(written) => written.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            let now = (Instant::now(), health.clone());
+            *service.health.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+            health
+        }
+    };
+    let problem = |why| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", format!("it cannot be written: {why}"));
+    health.map(|()| Json(json!({"status": "ok"}))).map_err(problem)
+}
+
+async fn figures(State(service): State<Service>) -> Result<impl IntoResponse, Problem> {
+    let text = metrics::text(&service).await?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
+}
+
+/// The store of these settings, open for one command.
+pub(crate) struct Open {
+    pub(crate) writer: Writer,
+    thread: std::thread::JoinHandle<Option<rusqlite::Error>>,
+}
+
+impl Open {
+    pub(crate) fn new(settings: &Settings) -> anyhow::Result<Self> {
+        let path = &settings.ledger;
+        let cannot = |error: anyhow::Error| {
+            Stop::usage(format!("cannot use the ledger {}: {}", path.display(), one_line(&error)))
+        };
+        let (writer, thread) = Writer::start(ledger::open(path).map_err(cannot)?);
+        Ok(Self { writer, thread })
+    }
+
+    pub(crate) fn close(self) {
+        self.writer.close();
+        let _ = self.thread.join();
+    }
+}
+
+/// Serves the ledger of these settings until a signal comes.
+pub fn serve(settings: &Settings, options: &Options) -> anyhow::Result<i32> {
+    let tls = options.tls.as_ref().map(|(chain, key)| tls::acceptor(chain, key)).transpose()?;
+    let address = resolve(&options.listen)?;
+    if tls.is_none() && !options.plain && !address.ip().is_loopback() {
+        return Err(Stop::usage(format!(
+            "{address} is open to other machines, and tokens would pass in clear: --tls-cert and --tls-key name a certificate, --plain does without"
+        )));
+    }
+    let open = Open::new(settings)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let served = runtime.block_on(attend(settings, options, &open.writer, address, tls));
+    drop(runtime);
+    open.close();
+    served
+}
+
+async fn attend(
+    settings: &Settings,
+    options: &Options,
+    writer: &Writer,
+    address: SocketAddr,
+    tls: Option<tokio_rustls::TlsAcceptor>,
+) -> anyhow::Result<i32> {
+    // From here on, who stops it stops it in order.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| Stop::with(ExitCode::Unavailable, format!("cannot listen on {address}: {error}")))?;
+    let address = listener.local_addr()?;
+    let desk = Desk::new(Box::new(LedgerStore::new(writer.clone(), &settings.ledger)), None);
+    crate::pools::configure(&desk, &settings.pools).await?;
+    desk.listen();
+    if let Some(token) = tokens::first(writer)? {
+        say(&format!(
+            "there was no token; this one is named admin, may do everything, and is shown only now: {}",
+            token.reveal()
+        ));
+    }
+    let (stop, stopping) = watch::channel(false);
+    let service = Service {
+        desk: desk.clone(),
+        ledger: settings.ledger.clone(),
+        access: Arc::new(Access::new(tokens::reader(&settings.ledger)?, options.rate)),
+        stopping: stopping.clone(),
+        metrics: Arc::default(),
+        writer: writer.clone(),
+        health: Arc::default(),
+    };
+    let clock = tokio::spawn({
+        let desk = desk.clone();
+        async move { desk.keep_time().await }
+    });
+    let counting = tokio::spawn({
+        let metrics = Arc::clone(&service.metrics);
+        async move { metrics.hear(&desk).await }
+    });
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    say(&format!("serving {} at {scheme}://{address}", settings.ledger.display()));
+    let door = Door { listener, tls, most: options.connections };
+    let attending = tokio::spawn(door.attend(router(&service), stopping));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    let _ = stop.send(true);
+    let _ = attending.await;
+    clock.abort();
+    counting.abort();
+    Ok(0)
+}
+
+fn resolve(listen: &str) -> anyhow::Result<SocketAddr> {
+    let bad = |why: &dyn std::fmt::Display| Stop::usage(format!("--listen {listen}: {why}; it takes HOST:PORT"));
+    let mut found = listen.to_socket_addrs().map_err(|error| bad(&error))?;
+    found.next().ok_or_else(|| bad(&"it names no address"))
+}
