@@ -40,6 +40,7 @@ use crate::keeper::{self, Grant, Keeper};
 use crate::os::process::Ended;
 use crate::roster::{Kind, Roster};
 use crate::run::Run;
+use crate::stock::Stock;
 
 use event::Event;
 use failure::FailureRequest;
@@ -68,6 +69,8 @@ pub struct Api {
     pub roster: Arc<Roster>,
     /// Its pools and leases.
     pub desk: Desk,
+    /// What runs its pools' commands.
+    pub stock: Stock,
     /// Its processes that are telling.
     pub stories: Stories,
     /// How many failures were told of.
@@ -99,6 +102,7 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
 /// Serves the API until the task is dropped.
 pub async fn serve(listener: UnixListener, api: Arc<Api>) -> std::io::Result<()> {
     let counter = Counter { desk: api.desk.clone(), introduce: introduction(&api) };
+    let stock = api.stock.clone();
     let router = Router::new()
         .route("/v1/lanes", post(lanes))
         .route("/v1/tests", post(tests))
@@ -109,7 +113,8 @@ pub async fn serve(listener: UnixListener, api: Arc<Api>) -> std::io::Result<()>
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "unknown-path", "there is nothing at this path") })
         .with_state(api)
         .merge(leases::routes(counter.clone()))
-        .merge(pools::routes(counter));
+        .merge(pools::routes(counter))
+        .merge(pools::fill_routes(stock));
     axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await
 }
 

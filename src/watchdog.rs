@@ -28,6 +28,7 @@ use crate::name::RunId;
 use crate::os::lock::RunLock;
 use crate::os::process;
 use crate::provider::Resource;
+use crate::stock;
 use crate::sweep::{Memory, sweep_run};
 
 /// What the watchdog says when it is ready.
@@ -131,6 +132,8 @@ pub fn guard(ledger: &Path, lock: &Path, run: RunId) -> anyhow::Result<()> {
             charge.addresses.iter().filter_map(|text| Address::parse(text, &variables, &here).ok()).collect();
         sweep_run(ledger, run, &addresses, Memory { promised, keep: charge.keep, with_kept: false })?;
         lock.remove();
+        // What the run's workers had leased is reset for others.
+        stock::settle_ledger(ledger, stock::PATIENCE)?;
     }
     Ok(())
 }
