@@ -212,9 +212,8 @@ impl Stock {
         for demand in begun.demands {
             let stock = self.clone();
             tokio::spawn(async move {
-                let is_urgent = demand.ticket.is_some();
                 // Who waits for it was told, and the board knows.
-                let _ = stock.make(&demand, is_urgent).await;
+                let _ = stock.make(&demand).await;
                 stock.is_made(&demand);
             });
         }

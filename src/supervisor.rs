@@ -113,8 +113,9 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     let store = LedgerStore::new(run.writer.clone(), &run.settings.ledger);
     let desk = Desk::new(Box::new(store), Some(run.id.to_string()));
     let stock = Stock::new(&desk, Some(run.id.to_string()), run.vault.clone(), true);
-    let served = runtime
-        .block_on(serve(&run, &keeper, &roster, &stock, &desk, signals, &program, command, recognised, &started, &progress));
+    let served = runtime.block_on(serve(
+        &run, &keeper, &roster, &stock, &desk, signals, &program, command, recognised, &started, &progress,
+    ));
     progress.step(Event::Ended)?;
     command::heed(&progress);
     // Whatever the command left behind would go on writing into what is undone next.

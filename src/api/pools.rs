@@ -92,7 +92,9 @@ fn trouble(board: &Board, definition: &Definition) -> Option<String> {
     let until = Timestamp(trouble.until);
     Some(match trouble.failures {
         0 => format!("makes none yet: {}", trouble.why),
-        n if trouble.is_pause(board.now()) => format!("pauses until {until} after {n} failures in a row: {}", trouble.why),
+        n if trouble.is_pause(board.now()) => {
+            format!("pauses until {until} after {n} failures in a row: {}", trouble.why)
+        }
         n => format!("failures in a row: {n}: {}", trouble.why),
     })
 }

@@ -73,7 +73,9 @@ pub fn pools(table: &Table, folder: &Path) -> Result<Vec<PoolSettings>, String> 
         })
         .collect::<Result<Vec<_>, String>>()?;
     match pools.iter().find_map(|pool| circle(&pools, &mut vec![pool.name.as_str()])) {
-        Some(circle) => Err(format!("`needs` go in a circle: {circle}; none of these pools could ever make its first item")),
+        Some(circle) => {
+            Err(format!("`needs` go in a circle: {circle}; none of these pools could ever make its first item"))
+        }
         None => Ok(pools),
     }
 }

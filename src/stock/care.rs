@@ -134,6 +134,6 @@ impl Stock {
 
     /// That a command failed, without passwords.
     pub(super) fn failed(&self, line: &str, why: &str) -> String {
-        self.0.vault.mask(&format!("`{}` failed ({why})", mask_command(line)))
+        self.0.vault.mask(&format!("`{}` failed {why}", mask_command(line)))
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::step::{End, Step};
 use super::{Stock, answer};
-use crate::lease::ask::{Ask, Want};
+use crate::lease::ask::{Ask, LONGEST, Want};
 use crate::lease::board::{Board, Demand, Failure, Made};
 use crate::lease::definition::Generator;
 use crate::lease::grant::Lease;
@@ -61,7 +61,7 @@ impl Stock {
                 let (stock, demand) = (self.clone(), demand.clone());
                 // Who asked may go, and what was begun is brought to its end all the same.
                 handle.spawn(async move {
-                    let made = stock.make(&demand, true).await;
+                    let made = stock.make(&demand).await;
                     stock.is_made(&demand);
                     made
                 })
@@ -82,10 +82,10 @@ impl Stock {
         })
     }
 
-    /// Makes what is demanded. It waits for what is needed where somebody waits for it in turn.
-    pub(super) async fn make(&self, demand: &Demand, is_urgent: bool) -> Result<Vec<String>, String> {
+    /// Makes what is demanded.
+    pub(super) async fn make(&self, demand: &Demand) -> Result<Vec<String>, String> {
         let Some(generator) = &demand.definition.generator else { return Err("it has no generator".to_owned()) };
-        let needs = match self.needs(demand, generator, is_urgent).await {
+        let needs = match self.needs(demand, generator).await {
             Ok(needs) => needs,
             Err(failure) => return self.gave_up(demand, Some(failure)).await,
         };
@@ -118,7 +118,9 @@ impl Stock {
             Some(Failure::Failed(why) | Failure::Lacks(why)) => why.clone(),
             None => "it was called off".to_owned(),
         };
-        if let Some(Failure::Failed(why)) = &failure {
+        // Who asked for it is told by the answer.
+        let is_asked = demand.ticket.is_some() || !demand.wait.is_zero();
+        if let Some(Failure::Failed(why)) = failure.as_ref().filter(|_| !is_asked) {
             self.note(format!("the generator of pool {} made none: {why}", demand.pool));
         }
         let (pool, ticket, told) = (demand.pool.clone(), demand.ticket, why.clone());
@@ -136,7 +138,7 @@ impl Stock {
     }
 
     /// Leases what a generator needs, all or nothing.
-    async fn needs(&self, demand: &Demand, generator: &Generator, is_urgent: bool) -> Result<Option<Lease>, Failure> {
+    async fn needs(&self, demand: &Demand, generator: &Generator) -> Result<Option<Lease>, Failure> {
         if generator.needs.is_empty() {
             return Ok(None);
         }
@@ -156,8 +158,8 @@ impl Stock {
         let ask = Ask {
             wants,
             ttl: Some(limit + MARGIN),
-            // In the background nobody is kept from what tests wait for.
-            wait: if is_urgent { limit + making } else { Duration::ZERO },
+            // Who does not wait for items does not wait for what they are made of.
+            wait: if demand.wait.is_zero() { Duration::ZERO } else { (demand.wait + making).min(LONGEST) },
             key: Some(Board::key_of_making(&owner, Uuid::now_v7())),
             holder: Board::maker(&demand.pool),
         };
@@ -246,7 +248,10 @@ impl Stock {
             if let End::Badly(why) = step.run(std::future::pending()).await {
                 let item = Value::Object(attributes);
                 let why = self.failed(line, &why);
-                self.note(format!("pool {}: {item} was made, is in no pool and could not be retired: {why}", demand.pool));
+                self.note(format!(
+                    "pool {}: {item} was made, is in no pool and could not be retired: {why}",
+                    demand.pool
+                ));
             }
         }
         result
@@ -260,7 +265,8 @@ fn demand_of(board: &Board, pool: &str, given: &Map<String, Value>) -> Result<(D
     let generator = definition.generator.as_ref().ok_or_else(none)?;
     let unmakeable = |why| Refusal::Unmakeable { pool: pool.to_owned(), why };
     let input = generator.input(given).map_err(unmakeable)?;
+    let wait = Duration::from_secs(generator.timeout);
     let has = u32::try_from(board.items_of(pool).count()).unwrap_or(u32::MAX);
     let room = generator.maximum.map_or(u32::MAX, |most| most.saturating_sub(has));
-    Ok((Demand { pool: pool.to_owned(), definition: definition.clone(), input, ticket: None }, room))
+    Ok((Demand { pool: pool.to_owned(), definition: definition.clone(), input, ticket: None, wait }, room))
 }

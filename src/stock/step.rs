@@ -51,7 +51,7 @@ pub struct Step {
 pub enum End {
     /// It said that all is well, and this.
     Well(Vec<u8>),
-    /// It failed: why, on one line.
+    /// It failed: why, in what comes behind that word, on one line.
     Badly(String),
     /// It was called off.
     CalledOff,
@@ -86,9 +86,9 @@ impl Step {
         let mut child = match command.spawn() {
             Ok(child) => child,
             Err(error) if !self.folder.is_dir() => {
-                return End::Badly(format!("cannot start sh in {}: {error}", self.folder.display()));
+                return End::Badly(format!("(cannot start sh in {}: {error})", self.folder.display()));
             }
-            Err(error) => return End::Badly(format!("cannot start sh: {error}")),
+            Err(error) => return End::Badly(format!("(cannot start sh: {error})")),
         };
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
         process::spare(pid);
@@ -128,16 +128,18 @@ impl Step {
         let _ = tokio::time::timeout(LAST_WORDS, reading).await;
         readers.iter().chain(&feeder).for_each(tokio::task::JoinHandle::abort);
         let last = || word.last().or_else(|| answer.last()).unwrap_or_default();
-        let with = |what: String, last: String| if last.is_empty() { what } else { format!("{what}: {last}") };
+        let with = |what: String, last: String| {
+            if last.is_empty() { format!("({what})") } else { format!("({what}): {last}") }
+        };
         match how {
             How::CalledOff => End::CalledOff,
-            How::TooLong => End::Badly(format!("it printed more than {} MiB and was killed", LONGEST_ANSWER >> 20)),
+            How::TooLong => End::Badly(format!("(it printed more than {} MiB and was killed)", LONGEST_ANSWER >> 20)),
             How::TooLate => {
                 End::Badly(with(format!("not over after {} s and killed", self.limit.as_secs_f64()), last()))
             }
             How::Ended(Ok(status)) if status.success() => End::Well(answer.take()),
             How::Ended(Ok(status)) => End::Badly(with(described(status), last())),
-            How::Ended(Err(error)) => End::Badly(format!("cannot wait for it: {error}")),
+            How::Ended(Err(error)) => End::Badly(format!("(cannot wait for it: {error})")),
         }
     }
 }

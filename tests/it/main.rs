@@ -32,6 +32,8 @@ mod servers;
 mod shared;
 mod shared_rows;
 mod sqlite;
+mod stock;
+mod stock_making;
 mod story;
 mod sweep;
 mod template;

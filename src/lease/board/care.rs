@@ -1,11 +1,12 @@
 //! What is done for items by commands: who has taken it upon itself, what came of it, and what
 //! made items keep of other pools.
 
-use super::Board;
+use super::{Board, News};
 use crate::lease::ask::Holder;
 use crate::lease::grant::{Lease, LeaseState};
 use crate::lease::item::{Item, ItemKey, ItemState};
 use crate::lease::origin::Origin;
+use crate::lease::queue::WaiterState;
 
 /// How the key of a lease begins that somebody has to make something of it; its process follows.
 const MAKING: &str = "making by ";
@@ -49,6 +50,19 @@ impl Board {
     /// An item was reset, or that failed, which may be `why`.
     pub fn was_reset(&mut self, key: ItemKey, failed: Option<String>) {
         self.change_item(key, |item, definition| item.was_reset(definition, failed));
+        if let Some(item) = self.items.get(&key).filter(|item| item.state == ItemState::Quarantined) {
+            self.tell_hopeless(&item.pool.clone());
+        }
+    }
+
+    /// Those who wait for what can never be had any more wait no longer.
+    fn tell_hopeless(&mut self, pool: &str) {
+        let its = self.waiters.values().filter(|waiter| waiter.ask.wants.iter().any(|want| want.pool == pool));
+        let hopeless: Vec<_> = its.filter_map(|waiter| Some((waiter.ticket, self.never(&waiter.ask)?))).collect();
+        for (ticket, refusal) in hopeless {
+            self.leave_queue(ticket, WaiterState::Gone, None);
+            self.news.push(News::Refused(ticket, refusal));
+        }
     }
 
     /// An item was retired, or that failed, which may be `why`.
@@ -115,7 +129,8 @@ impl Board {
         }
         let going = |its: &super::PoolOnBoard| its.pool.definition.is_going && !its.pool.is_removed;
         for (name, its) in self.pools.iter_mut().filter(|(_, its)| going(its)) {
-            let has_items = its.shelf.keys().filter_map(|key| self.items.get(&key)).any(|it| it.state != ItemState::Retired);
+            let has_items =
+                its.shelf.keys().filter_map(|key| self.items.get(&key)).any(|it| it.state != ItemState::Retired);
             if !has_items {
                 its.pool.is_removed = true;
                 self.changes.pools.insert(name.clone());

@@ -196,7 +196,7 @@ impl Board {
     }
 
     /// Why this will not be granted, whatever is released.
-    fn never(&self, ask: &Ask) -> Option<Refusal> {
+    pub(super) fn never(&self, ask: &Ask) -> Option<Refusal> {
         ask.wants.iter().find_map(|want| {
             let its = self.pools.get(&want.pool)?;
             let wanted = want.count as usize;

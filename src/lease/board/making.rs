@@ -26,6 +26,8 @@ pub struct Demand {
     pub input: Map<String, Value>,
     /// Who waits for it; nobody, where it is for the stock.
     pub ticket: Option<Ticket>,
+    /// How long to wait for what it needs, beyond the making of that.
+    pub wait: Duration,
 }
 
 /// Why nothing was made.
@@ -104,7 +106,9 @@ impl Board {
         let mut refused = Vec::new();
         for waiter in self.waiters.values() {
             for want in &waiter.ask.wants {
-                let Some(definition) = self.definition(&want.pool).filter(|it| it.generator.is_some()) else { continue };
+                let Some(definition) = self.definition(&want.pool).filter(|it| it.generator.is_some()) else {
+                    continue;
+                };
                 let missing = want.count.saturating_sub(self.claim(want, definition, &mut claimed));
                 if missing == 0 || waiter.owner != self.owner || self.vain.contains(&waiter.ticket) {
                     continue;
@@ -129,6 +133,7 @@ impl Board {
                     definition: definition.clone(),
                     input,
                     ticket: Some(waiter.ticket),
+                    wait: waiter.ask.wait,
                 };
                 demands.extend(std::iter::repeat_n(one, count as usize));
                 if count < open && waiter.ask.wait.is_zero() {
@@ -156,7 +161,13 @@ impl Board {
                 let room = room.entry(name.clone()).or_insert_with(|| self.room(name, definition, making));
                 let count = missing.min(*room);
                 *room -= count;
-                let one = Demand { pool: name.clone(), definition: definition.clone(), input, ticket: None };
+                let one = Demand {
+                    pool: name.clone(),
+                    definition: definition.clone(),
+                    input,
+                    ticket: None,
+                    wait: Duration::ZERO,
+                };
                 demands.extend(std::iter::repeat_n(one, count as usize));
             }
         }
@@ -193,7 +204,8 @@ impl Board {
         let Some(waiter) = self.waiters.get(&ticket) else { return };
         let (ask, since) = (waiter.ask.clone(), waiter.since);
         let has_future = |want: &&Want| {
-            let like_it = self.items_of(&want.pool).filter(|it| it.has_future() && want.predicate.holds(&it.attributes));
+            let like_it =
+                self.items_of(&want.pool).filter(|it| it.has_future() && want.predicate.holds(&it.attributes));
             like_it.take(want.count as usize).count() == want.count as usize
         };
         let short = ask.wants.iter().find(|want| !has_future(want));

@@ -35,7 +35,7 @@ impl Board {
         self.define(name, definition);
         let mut wanted = BTreeSet::new();
         for attributes in items {
-            let item = self.put(name, attributes, |item| item.is_configured = true);
+            let item = self.put(name, attributes, false, |item| item.is_configured = true);
             wanted.extend(item);
         }
         let gone: Vec<ItemKey> = self
@@ -58,12 +58,18 @@ impl Board {
         }
         let before = self.pools.get(pool).map_or(0, |its| its.shelf.len());
         for attributes in items {
-            self.put(pool, attributes, |item| item.origin = origin.map(str::to_owned));
+            self.put(pool, attributes, true, |item| item.origin = origin.map(str::to_owned));
         }
         self.pools.get(pool).map_or(0, |its| its.shelf.len()) - before
     }
 
-    fn put(&mut self, pool: &str, attributes: Attributes, set: impl FnOnce(&mut Item)) -> Option<ItemKey> {
+    fn put(
+        &mut self,
+        pool: &str,
+        attributes: Attributes,
+        by_hand: bool,
+        set: impl FnOnce(&mut Item),
+    ) -> Option<ItemKey> {
         let fresh = Item::new(pool, attributes);
         let known = self.pools.get(pool)?.names.get(&fresh.name).and_then(|key| self.items.get(key));
         let mut item = if let Some(known) = known {
@@ -74,7 +80,13 @@ impl Board {
         };
         set(&mut item);
         item.is_leaving = false;
-        if matches!(item.state, ItemState::Quarantined | ItemState::Retiring) {
+        // What could not be reset or retired comes back by hand, and not with the next who reads the
+        // configuration.
+        let comes_back = match item.state {
+            ItemState::Quarantined => by_hand,
+            state => state == ItemState::Retiring,
+        };
+        if comes_back {
             item.state = ItemState::Free;
             item.failures = 0;
             item.note = None;
