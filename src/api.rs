@@ -45,6 +45,7 @@ use crate::os::process::Ended;
 use crate::remote::Remote;
 use crate::roster::{Kind, Roster};
 use crate::run::Run;
+use crate::stock::Stock;
 
 use event::Event;
 use failure::FailureRequest;
@@ -75,6 +76,8 @@ pub struct Api {
     pub desk: Desk,
     /// Where they are instead.
     pub remote: Option<Arc<Remote>>,
+    /// What runs its pools' commands.
+    pub stock: Stock,
     /// Its processes that are telling.
     pub stories: Stories,
     /// How many failures were told of.
@@ -116,7 +119,9 @@ pub async fn serve(listener: UnixListener, api: Arc<Api>) -> std::io::Result<()>
         Some(remote) => forward::routes(Arc::clone(remote), introduce),
         None => {
             let counter = Counter { desk: api.desk.clone(), introduce };
-            leases::routes(counter.clone()).merge(pools::routes(counter))
+            leases::routes(counter.clone())
+                .merge(pools::routes(counter))
+                .merge(pools::fill_routes(api.stock.clone()))
         }
     };
     let ledger = api.run.settings.ledger.clone();

@@ -1,5 +1,6 @@
 //! Who asks the API: over the socket of a run, over the network, or in this process.
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -15,7 +16,9 @@ use crate::lease::refusal;
 use crate::ledger::lease::LedgerStore;
 use crate::ledger::{self, Writer};
 use crate::remote::Remote;
+use crate::secret::Vault;
 use crate::settings::Settings;
+use crate::stock::{self, Stock};
 
 /// Where requests go.
 #[derive(Debug)]
@@ -41,6 +44,9 @@ pub struct Here {
     router: axum::Router,
     /// What the requests work on.
     pub desk: Desk,
+    /// Runs the commands of pools, once something is changed.
+    stock: Stock,
+    is_tended: Cell<bool>,
     runtime: tokio::runtime::Runtime,
     writer: Writer,
     thread: Option<JoinHandle<Option<rusqlite::Error>>>,
@@ -91,8 +97,11 @@ impl Client {
         runtime.spawn(async move { clock.keep_time().await });
         runtime.block_on(crate::pools::configure(&desk, &settings.pools))?;
         let counter = leases::Counter::open(desk.clone());
-        let router = leases::routes(counter.clone()).merge(pools::routes(counter));
-        Ok(Self::Ledger(Box::new(Here { router, desk, runtime, writer, thread: Some(thread) })))
+        let stock = Stock::new(&desk, None, Vault::new(settings.secrets()), false);
+        let router =
+            leases::routes(counter.clone()).merge(pools::routes(counter)).merge(pools::fill_routes(stock.clone()));
+        let is_tended = Cell::new(false);
+        Ok(Self::Ledger(Box::new(Here { router, desk, stock, is_tended, runtime, writer, thread: Some(thread) })))
     }
 
     /// Asks, and waits for the answer.
@@ -107,6 +116,10 @@ impl Client {
 
 impl Here {
     fn call(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+        if method != "GET" && !self.is_tended.replace(true) {
+            let stock = self.stock.clone();
+            self.runtime.spawn(async move { stock.tend().await });
+        }
         let body = body.map(Value::to_string).unwrap_or_default();
         let request = axum::http::Request::builder().method(method).uri(path).body(axum::body::Body::from(body))?;
         self.runtime.block_on(async {
@@ -129,6 +142,11 @@ impl There {
 
 impl Drop for Here {
     fn drop(&mut self) {
+        if self.is_tended.get() {
+            for line in self.stock.settle(stock::PATIENCE) {
+                let _ = writeln!(std::io::stderr().lock(), "isolane: {line}");
+            }
+        }
         // What was answered is written; this only leaves the file as a whole.
         self.writer.close();
         if let Some(thread) = self.thread.take() {

@@ -71,6 +71,8 @@ struct Shared {
     alarm: watch::Sender<Option<Instant>>,
     /// Counts transactions that changed something.
     changed: watch::Sender<u64>,
+    /// Counts those after which commands may have something to do.
+    chores: watch::Sender<u64>,
     /// The run whose leases are renewed here.
     run: Option<String>,
     is_listening: AtomicBool,
@@ -93,6 +95,7 @@ struct Batch {
     news: Vec<News>,
     alarm: Option<Instant>,
     has_changed: bool,
+    has_chores: bool,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -114,6 +117,7 @@ impl Desk {
             ended: broadcast::channel(BACKLOG).0,
             alarm: watch::channel(None).0,
             changed: watch::channel(0).0,
+            chores: watch::channel(0).0,
             run,
             is_listening: AtomicBool::new(false),
             is_used: AtomicBool::new(false),
@@ -229,6 +233,11 @@ impl Desk {
         self.shared.changed.subscribe()
     }
 
+    /// Changes whenever something has changed and commands of pools may have something to do.
+    pub fn chores(&self) -> watch::Receiver<u64> {
+        self.shared.chores.subscribe()
+    }
+
     /// Ends what ends by itself when its time has come, as long as it is polled.
     pub async fn keep_time(&self) {
         let mut alarm = self.shared.alarm.subscribe();
@@ -299,7 +308,7 @@ impl Desk {
 
     /// A transaction is over.
     fn over(&self, batch: Batch, kept: &Result<(), StoreError>) {
-        let Shared { is_due, is_stale, ears, ended, alarm, changed, jobs, .. } = &*self.shared;
+        let Shared { is_due, is_stale, ears, ended, alarm, changed, chores, jobs, .. } = &*self.shared;
         if kept.is_err() {
             is_stale.store(true, Ordering::Release);
             // A store that broke down may not have come to it.
@@ -328,6 +337,9 @@ impl Desk {
         if batch.has_changed {
             changed.send_modify(|count| *count += 1);
         }
+        if batch.has_chores {
+            chores.send_modify(|count| *count += 1);
+        }
     }
 
     fn reply(&self, ticket: Ticket, reply: Reply) {
@@ -345,7 +357,8 @@ impl Shared {
         self.is_due.store(false, Ordering::Release);
         let mut board = locked(&self.board);
         let head = transaction.head()?;
-        let is_ahead = board.version() > head.version;
+        let known = board.version();
+        let is_ahead = known > head.version;
         if self.is_stale.swap(false, Ordering::AcqRel) || is_ahead || board.version() == 0 {
             *board = Board::new(&self.store.owner(), self.run.as_deref());
             board.absorb(head, transaction.rows(None)?);
@@ -368,6 +381,7 @@ impl Shared {
         let rows = board.finish();
         batch.news = board.take_news();
         batch.has_changed = board.version() > before || !batch.news.is_empty();
+        batch.has_chores = board.version() != known && board.has_chores();
         let now = board.now();
         batch.alarm = board.next_end().map(|at| Instant::now() + now.age(at));
         if rows.is_empty() { Ok(()) } else { transaction.write(board.head(), &rows) }

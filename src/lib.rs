@@ -107,6 +107,7 @@ pub mod story;
 pub mod lane;
 pub mod desk;
 pub mod pools;
+pub mod stock;
 pub mod inventory;
 pub mod sweep;
 pub mod run;

@@ -15,7 +15,8 @@ pub async fn configure(desk: &Desk, pools: &[PoolSettings]) -> anyhow::Result<()
     for pool in &mut pools {
         if let Some(generator) = &mut pool.definition.generator {
             let inputs = serde_json::to_string(&generator.inputs)?;
-            generator.fingerprint = recipe::of_command(&[&generator.run, &inputs], &pool.inputs)?;
+            let needs = serde_json::to_string(&generator.needs)?;
+            generator.fingerprint = recipe::of_command(&[&generator.run, &inputs, &needs], &pool.inputs)?;
         }
     }
     desk.ask(move |session| {

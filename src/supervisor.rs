@@ -45,6 +45,7 @@ use crate::roster::{Roster, Tally};
 use crate::run::Run;
 use crate::runner::Recognised;
 use crate::settings::{Isolation, Keep, Runner, Settings};
+use crate::stock::{self, Stock};
 use crate::sweep::{Scope, SweepReport, leave, patiently, sweep};
 use command::{Commands, came_early};
 use phase::{Event, Progress};
@@ -101,7 +102,7 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     let signals = Signals::listen()?;
     process::become_subreaper()?;
     let progress = Arc::new(Progress::begin());
-    let started = start::start(settings, command, recognised, &signals).map_err(|error| match signals.read() {
+    let mut started = start::start(settings, command, recognised, &signals).map_err(|error| match signals.read() {
         Ok(Some(arrival)) => came_early(arrival.signal),
         _ => error,
     })?;
@@ -112,8 +113,10 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     let harvester = Harvester::start(&run);
     let store = LedgerStore::new(run.writer.clone(), &run.settings.ledger);
     let desk = Desk::new(Box::new(store), Some(run.id.to_string()));
-    let served = runtime
-        .block_on(serve(&run, &keeper, &roster, &desk, signals, &program, command, recognised, &started, &progress));
+    let stock = Stock::new(&desk, Some(run.id.to_string()), run.vault.clone(), true);
+    let served = runtime.block_on(serve(
+        &run, &keeper, &roster, &stock, &desk, signals, &program, command, recognised, &started, &progress,
+    ));
     progress.step(Event::Ended)?;
     command::heed(&progress);
     // Whatever the command left behind would go on writing into what is undone next.
@@ -125,6 +128,7 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     drop(keeper);
     harvester.stop();
     free_leases(&run, &desk);
+    started.notices.extend(stock.settle(stock::SETTLING));
     let served = match served.and_then(|served| stopped.map(|()| served)) {
         Ok(served) => served,
         Err(error) => {
@@ -149,6 +153,7 @@ async fn serve(
     run: &Arc<Run>,
     keeper: &Arc<Keeper>,
     roster: &Arc<Roster>,
+    stock: &Stock,
     desk: &Desk,
     signals: Signals,
     program: &std::path::Path,
@@ -167,6 +172,7 @@ async fn serve(
         roster: Arc::clone(roster),
         desk: desk.clone(),
         remote: remote.clone(),
+        stock: stock.clone(),
         stories: stories.clone(),
         told: AtomicUsize::new(0),
     };
@@ -180,6 +186,10 @@ async fn serve(
                 None => desk.keep_time().await,
             }
         }
+    });
+    let tender = tokio::spawn({
+        let stock = stock.clone();
+        async move { stock.tend().await }
     });
     if run.settings.leases.is_none() {
         pools::configure(desk, &run.settings.pools).await.map_err(|error| Stop::not_started(one_line(&error)))?;
@@ -206,6 +216,7 @@ async fn serve(
     stories.told().await;
     door.abort();
     clock.abort();
+    tender.abort();
     undertaker.abort();
     Ok(Served { ended, began })
 }

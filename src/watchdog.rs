@@ -31,6 +31,7 @@ use crate::provider::Resource;
 use crate::remote;
 use crate::secret::Secret;
 use crate::settings::LeaseServer;
+use crate::stock;
 use crate::sweep::{Memory, sweep_run};
 
 /// What the watchdog says when it is ready.
@@ -148,6 +149,8 @@ pub fn guard(ledger: &Path, lock: &Path, run: RunId) -> anyhow::Result<()> {
         let _ = freeing.map(std::thread::JoinHandle::join);
         swept?;
         lock.remove();
+        // What the run's workers had leased is reset for others.
+        stock::settle_ledger(ledger, stock::PATIENCE)?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! * `GET /v1/pools` lists them, `DELETE /v1/pools/{pool}` removes one.
 //! * `GET /v1/pools/{pool}/items` lists its items, `POST` adds some.
 //! * `DELETE /v1/pools/{pool}/items/{item}` retires one.
+//! * `POST /v1/pools/{pool}/fill` has its generator make some: `{"count":3,"input":{"tier":"gold"}}`.
 //!
 //! Commands of a pool come from a configuration and never over HTTP.
 
@@ -10,16 +11,18 @@ use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::leases::Counter;
 use super::problem::Problem;
+use crate::clock::Timestamp;
 use crate::lease::board::Board;
 use crate::lease::definition::{Definition, Usage};
 use crate::lease::item::{ItemState, attributes_of};
+use crate::stock::Stock;
 
 /// The paths below `/v1/pools`.
 pub fn routes(counter: Counter) -> Router {
@@ -29,6 +32,31 @@ pub fn routes(counter: Counter) -> Router {
         .route("/v1/pools/{pool}/items", get(items).post(add))
         .route("/v1/pools/{pool}/items/{item}", delete(retire))
         .with_state(counter)
+}
+
+/// The path at which a stock makes items.
+pub fn fill_routes(stock: Stock) -> Router {
+    Router::new().route("/v1/pools/{pool}/fill", post(fill)).with_state(stock)
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct FillRequest {
+    count: u32,
+    input: Map<String, Value>,
+}
+
+impl Default for FillRequest {
+    fn default() -> Self {
+        Self { count: 1, input: Map::new() }
+    }
+}
+
+async fn fill(State(stock): State<Stock>, Path(pool): Path<String>, body: Bytes) -> Result<Response, Problem> {
+    let request: FillRequest =
+        if body.iter().all(u8::is_ascii_whitespace) { FillRequest::default() } else { super::read(&body)? };
+    let made = stock.fill(&pool, request.count, &request.input).await??;
+    Ok((StatusCode::CREATED, Json(json!({"made": made.len(), "items": made}))).into_response())
 }
 
 async fn list(State(counter): State<Counter>) -> Result<Json<Value>, Problem> {
@@ -52,10 +80,23 @@ pub fn pools(board: &Board) -> Value {
         json!({
             "pool": name, "use": usage(definition.usage), "items": counts.iter().sum::<usize>(), "free": counts[0],
             "held": counts[1], "dirty": counts[2], "quarantined": counts[3], "waiting": waiting,
-            "source": source(definition), "ttl_s": definition.ttl(),
+            "source": source(definition), "ttl_s": definition.ttl(), "trouble": trouble(board, definition),
         })
     };
     board.pools().map(|pool| row(&pool.name, &pool.definition)).collect()
+}
+
+/// What is wrong with a pool's generator.
+fn trouble(board: &Board, definition: &Definition) -> Option<String> {
+    let trouble = definition.trouble.as_ref()?;
+    let until = Timestamp(trouble.until);
+    Some(match trouble.failures {
+        0 => format!("makes none yet: {}", trouble.why),
+        n if trouble.is_pause(board.now()) => {
+            format!("pauses until {until} after {n} failures in a row: {}", trouble.why)
+        }
+        n => format!("failures in a row: {n}: {}", trouble.why),
+    })
 }
 
 fn usage(usage: Usage) -> String {

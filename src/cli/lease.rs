@@ -130,6 +130,19 @@ pub enum PoolCommand {
         #[command(flatten)]
         format: FormatArgs,
     },
+    /// Have a pool's generator make items now
+    Fill {
+        /// The pool
+        pool: String,
+        /// How many
+        #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1000))]
+        count: u32,
+        /// An input of the generator, such as tier=gold; may be repeated [default: each its own]
+        #[arg(long, value_name = "NAME=VALUE", value_parser = input)]
+        input: Vec<(String, String)>,
+        #[command(flatten)]
+        ledger: LedgerArgs,
+    },
     /// Remove a pool with all its items, unless one is held
     Remove {
         /// The pool
@@ -150,6 +163,11 @@ pub enum PoolCommand {
         #[command(flatten)]
         ledger: LeasesArgs,
     },
+}
+
+fn input(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    pair.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "it takes NAME=VALUE".to_owned())
 }
 
 /// `isolane pool add`.

@@ -109,6 +109,14 @@ pub fn pool(command: PoolCommand) -> anyhow::Result<i32> {
             let found = client.call("GET", &path, None)?.ok()?;
             print(&found, format.format, "there is none yet; `isolane pool add NAME ITEM…` makes one")
         }
+        PoolCommand::Fill { pool, count, input, ledger } => {
+            let (client, _) = client(ledger)?;
+            let input: Map<String, Value> = input.into_iter().map(|(name, value)| (name, value.into())).collect();
+            let body = json!({"count": count, "input": input});
+            let answer = client.call("POST", &format!("/v1/pools/{}/fill", quoted(&pool)), Some(&body))?.ok()?;
+            say(&format!("pool {pool}: {} made", answer["made"]));
+            Ok(0)
+        }
         PoolCommand::Remove { pool, when_released, ledger } => {
             let (client, _) = client(ledger)?;
             let path = format!("/v1/pools/{}?when_released={when_released}", quoted(&pool));

@@ -1,9 +1,13 @@
 //! The board: all pools and items, who holds them and who waits, as they stand in one
 //! transaction. What is done on it is done in memory; what changed is written at the end.
 
+mod care;
 mod deadlock;
 mod leasing;
+mod making;
 mod pools;
+
+pub use making::{Demand, Failure, Made, Plan, canonical};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -16,6 +20,10 @@ use super::refusal::{Obstacle, Refusal};
 use super::shelf::{Items, Shelf};
 use super::store::{Head, Pool, Rows};
 use crate::clock::Timestamp;
+
+/// What is noted of an item whose reset did not end before its process did; that one's name
+/// follows.
+pub const BROKE_OFF: &str = "broke off with process ";
 
 /// How many ended leases are remembered without asking the store.
 const REMEMBERED: usize = 20_000;
@@ -93,6 +101,12 @@ pub struct Board {
     waiters: BTreeMap<Ticket, Waiter>,
     /// Items that somebody has to do something about, or does.
     unready: BTreeSet<ItemKey>,
+    /// The leases that items keep which were made of them.
+    kept_for: HashMap<String, BTreeSet<ItemKey>>,
+    /// The leases of processes that make something of them just now.
+    makers: BTreeMap<String, String>,
+    /// Those for whom something was made that is not what they want.
+    vain: BTreeSet<Ticket>,
     /// Whether those who wait may get something now.
     is_moved: bool,
     changes: Changes,
@@ -162,7 +176,7 @@ impl Board {
         while let Some((_, id)) = self.by_due.first().cloned().filter(|(at, _)| *at <= self.now) {
             let is_over = self.leases.get(&id).is_none_or(|lease| lease.expires_at <= self.now);
             // One that is kept here is renewed before.
-            if is_over || self.renew(&id, None, None).is_err() {
+            if (is_over && !self.kept_for.contains_key(&id)) || self.renew(&id, None, None).is_err() {
                 self.end(&id, LeaseState::Expired);
             }
         }
@@ -179,6 +193,7 @@ impl Board {
     /// Ends a transaction: those who wait get what they can, and what has to be written comes
     /// back.
     pub fn finish(&mut self) -> Rows {
+        self.release_needs();
         if self.is_moved {
             self.serve_queue();
         }
@@ -221,7 +236,8 @@ impl Board {
         let waiting = self.waiters.values().map(|waiter| &waiter.owner);
         let unready = self.unready.iter().filter_map(|key| self.items.get(key));
         let working = unready.filter(|it| it.state == ItemState::Resetting).filter_map(|it| it.note.as_ref());
-        waiting.chain(working).filter(|owner| **owner != self.owner).cloned().collect()
+        let making = self.makers.iter().filter(|(id, _)| !self.kept_for.contains_key(*id)).map(|(_, owner)| owner);
+        waiting.chain(working).chain(making).filter(|owner| **owner != self.owner).cloned().collect()
     }
 
     /// A process is gone: what it waited for, reset or retired is left to others.
@@ -233,10 +249,11 @@ impl Board {
         let is_its = |item: &&Item| item.state == ItemState::Resetting && item.note.as_deref() == Some(owner);
         let unready = self.unready.iter().filter_map(|key| self.items.get(key));
         for key in unready.filter(is_its).map(|item| item.key).collect::<Vec<_>>() {
-            self.change_item(key, |item, _| {
-                item.state = ItemState::Dirty;
-                item.note = None;
-            });
+            self.change_item(key, |item, _| item.put_back(Some(format!("{BROKE_OFF}{owner}"))));
+        }
+        let making = self.makers.iter().filter(|(id, its)| *its == owner && !self.kept_for.contains_key(*id));
+        for id in making.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            self.end(&id, LeaseState::Lost);
         }
         self.is_moved = true;
     }
@@ -353,12 +370,14 @@ impl Board {
             its.shelf.put(key);
         }
         note_unready(&mut self.unready, &item);
+        self.note_needs(&item);
         self.items.insert(key, item);
     }
 
     fn forget_item(&mut self, key: ItemKey) {
         let Some(item) = self.items.remove(&key) else { return };
         self.unready.remove(&key);
+        self.forget_needs(&item);
         if let Some(its) = self.pools.get_mut(&*item.pool) {
             its.shelf.drop(key);
             if its.names.get(&item.name) == Some(&key) {
@@ -387,6 +406,9 @@ impl Board {
         for held in &lease.items {
             self.holders.entry(held.item).or_default().push(lease.id.clone());
         }
+        if let Some(owner) = lease.key.as_ref().and_then(|(key, _)| care::maker_of(key)) {
+            self.makers.insert(lease.id.clone(), owner.to_owned());
+        }
         self.leases.insert(lease.id.clone(), lease);
     }
 
@@ -397,6 +419,7 @@ impl Board {
 
     fn strike(&mut self, id: &str) -> Option<Lease> {
         let lease = self.leases.remove(id)?;
+        self.makers.remove(id);
         self.by_due.remove(&(self.due(&lease), lease.id.clone()));
         if let Some((key, _)) = &lease.key {
             self.by_key.remove(&(lease.holder.run.clone(), key.clone()));
@@ -423,6 +446,7 @@ impl Board {
 
     fn unqueue(&mut self, ticket: Ticket) -> Option<Waiter> {
         let waiter = self.waiters.remove(&ticket)?;
+        self.vain.remove(&ticket);
         for name in pools_of(&waiter.ask) {
             if let Some(its) = self.pools.get_mut(name) {
                 its.awaited = its.awaited.saturating_sub(1);

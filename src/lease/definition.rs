@@ -2,9 +2,19 @@
 //! leasing, resetting and expiry.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use super::item::MOST_FAILURES;
+use crate::clock::Timestamp;
+
+/// The longest pause of a generator that fails, in seconds.
+const LONGEST_PAUSE: u64 = 600;
+
+/// How long resetting or retiring an item may take unless its pool says otherwise, in seconds.
+pub const TIMEOUT: u64 = 60;
 
 /// How long a lease lives whose pool and holder say nothing, in seconds.
 pub const TTL: u64 = 60;
@@ -30,6 +40,44 @@ pub struct Definition {
     pub table: Option<Table>,
     /// Where its commands run.
     pub folder: PathBuf,
+    /// How long resetting or retiring an item may take, in seconds.
+    pub timeout: Option<u64>,
+    /// Its generator failed the last times.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<Trouble>,
+    /// It is there only until its last item is retired.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_going: bool,
+}
+
+/// What became of a generator's last runs, where they failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Trouble {
+    /// How many failed in a row.
+    pub failures: u32,
+    /// When it is tried again by itself, in microseconds since 1970.
+    pub until: u64,
+    /// Why the last one failed.
+    pub why: String,
+}
+
+impl Trouble {
+    /// One more failure, at `now`.
+    pub fn after(before: Option<&Self>, now: Timestamp, why: String) -> Self {
+        let failures = before.map_or(0, |it| it.failures).saturating_add(1);
+        // 1, 2 and, as a pause, 5, 10, 20 … seconds.
+        let seconds = match failures {
+            0..MOST_FAILURES => u64::from(failures),
+            _ => (5 << (failures - MOST_FAILURES).min(10)).min(LONGEST_PAUSE),
+        };
+        Self { failures, until: now.after(Duration::from_secs(seconds)).0, why }
+    }
+
+    /// Whether the pool pauses at `now`: nobody but who fills it by hand has it try again.
+    pub fn is_pause(&self, now: Timestamp) -> bool {
+        self.failures >= MOST_FAILURES && self.until > now.0
+    }
 }
 
 /// How an item may be used.
@@ -162,6 +210,16 @@ impl Definition {
     /// Whether an item has to be reset after a lease that ended so.
     pub fn is_reset_after(&self, unclean: bool) -> bool {
         self.reset.is_some() && (unclean || self.reset_after == ResetAfter::Each)
+    }
+
+    /// How long resetting or retiring an item may take.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout.unwrap_or(TIMEOUT))
+    }
+
+    /// Whether anything is to be done for its items by commands.
+    pub fn has_commands(&self) -> bool {
+        self.reset.is_some() || self.retire.is_some() || self.generator.is_some()
     }
 
     /// Whether more items can be made.

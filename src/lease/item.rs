@@ -134,6 +134,9 @@ impl Item {
             return;
         }
         if self.is_leaving {
+            if self.state != ItemState::Retiring {
+                self.failures = 0;
+            }
             self.state = if definition.retire.is_some() { ItemState::Retiring } else { ItemState::Retired };
         } else if self.is_soiled {
             self.is_soiled = false;
@@ -158,6 +161,36 @@ impl Item {
             }
         };
         self.settle(definition);
+    }
+}
+
+impl Item {
+    /// It was retired, or that failed, which may be `why`.
+    pub fn was_retired(&mut self, failed: Option<String>) {
+        if self.state != ItemState::Resetting {
+            return;
+        }
+        (self.state, self.note) = match failed {
+            // Somebody has added it again meanwhile.
+            None if !self.is_leaving => {
+                self.failures = 0;
+                (ItemState::Free, None)
+            }
+            None => (ItemState::Retired, None),
+            Some(why) => {
+                self.failures += 1;
+                let is_last = self.failures >= MOST_FAILURES;
+                (if is_last { ItemState::Quarantined } else { ItemState::Retiring }, Some(why))
+            }
+        };
+    }
+
+    /// What was done about it is not done to the end, and not by its own fault.
+    pub fn put_back(&mut self, note: Option<String>) {
+        if self.state == ItemState::Resetting {
+            self.state = if self.is_leaving { ItemState::Retiring } else { ItemState::Dirty };
+            self.note = note;
+        }
     }
 }
 

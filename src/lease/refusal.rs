@@ -112,6 +112,13 @@ pub enum Refusal {
         /// Its name.
         item: String,
     },
+    /// What makes the items of the pool does not make such.
+    Unmakeable {
+        /// The pool.
+        pool: String,
+        /// Why.
+        why: String,
+    },
     /// What makes the items of the pool failed.
     NotMade {
         /// The pool.
@@ -128,7 +135,7 @@ impl Refusal {
     pub fn code(&self) -> &'static str {
         match self {
             Self::PoolUnknown { .. } => "pool-unknown",
-            Self::Unsatisfiable { .. } => "unsatisfiable",
+            Self::Unsatisfiable { .. } | Self::Unmakeable { .. } => "unsatisfiable",
             Self::Exhausted { .. } => "exhausted",
             Self::KeyMismatch { .. } => "key-mismatch",
             Self::Deadlock { .. } => "lease-deadlock",
@@ -145,7 +152,7 @@ impl Refusal {
     pub fn status(&self) -> u16 {
         match self {
             Self::PoolUnknown { .. } | Self::LeaseUnknown { .. } | Self::ItemUnknown { .. } => 404,
-            Self::Unsatisfiable { .. } => 422,
+            Self::Unsatisfiable { .. } | Self::Unmakeable { .. } => 422,
             Self::Exhausted { .. } | Self::KeyMismatch { .. } | Self::Deadlock { .. } | Self::InUse { .. } => 409,
             Self::Lost { .. } | Self::WrongFence { .. } => 410,
             Self::NotMade { .. } => 502,
@@ -181,7 +188,7 @@ impl Refusal {
             }
             Self::WrongFence { lease, .. } | Self::LeaseUnknown { lease } => json!({"lease": lease}),
             Self::ItemUnknown { pool, item } => json!({"pool": pool, "item": item}),
-            Self::NotMade { pool, .. } => json!({"pool": pool}),
+            Self::NotMade { pool, .. } | Self::Unmakeable { pool, .. } => json!({"pool": pool}),
             Self::KeyMismatch { .. } | Self::Malformed(_) => json!({}),
         };
         let Value::Object(details) = details else { return Map::new() };
@@ -265,6 +272,7 @@ impl std::fmt::Display for Refusal {
             Self::LeaseUnknown { lease } => write!(f, "there is no lease {lease}"),
             Self::InUse { what, obstacles } => write!(f, "{what} is held: {}", named(obstacles)),
             Self::ItemUnknown { pool, item } => write!(f, "pool {pool} has no item {item}"),
+            Self::Unmakeable { pool, why } => write!(f, "the generator of pool {pool} makes no such item: {why}"),
             Self::NotMade { pool, why } => write!(f, "the generator of pool {pool} made none: {why}"),
             Self::Malformed(why) => f.write_str(why),
         }

@@ -74,6 +74,12 @@ pub fn holds(db: &Connection, run_id: &str) -> rusqlite::Result<bool> {
     db.query_row(sql, [run_id], |row| row.get(0))
 }
 
+/// Whether there are items that have to be reset or retired.
+pub fn has_chores(db: &Connection) -> rusqlite::Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM item WHERE state IN ('dirty', 'resetting', 'retiring'))";
+    db.query_row(sql, [], |row| row.get(0))
+}
+
 struct LedgerTransaction<'a> {
     db: &'a Connection,
 }

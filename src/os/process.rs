@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 /// A process held by a file descriptor: it stays the same process, whatever becomes
@@ -165,10 +165,15 @@ pub fn spare(pid: i32) {
     SPARED.write().unwrap_or_else(PoisonError::into_inner).insert(pid);
 }
 
+/// Such a child has ended, and was collected.
+pub fn spare_no_more(pid: i32) {
+    SPARED.write().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+}
+
 /// Collects such a child, which has ended.
 pub fn bury(pid: i32) {
     collect(pid);
-    SPARED.write().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+    spare_no_more(pid);
 }
 
 fn spared() -> BTreeSet<i32> {
@@ -335,11 +340,7 @@ pub fn collect(pid: i32) {
 
 /// Collects children that ended and that nobody waits for.
 fn reap() {
-    while let Ok(status) = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
-        if status == WaitStatus::StillAlive {
-            break;
-        }
-    }
+    zombies().into_iter().for_each(collect);
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::inputs::Inputs;
 use crate::clock;
 use crate::lease::definition::{Definition, Generator, Guard, Input, Need, ResetAfter, Stock, Table as Rows, Usage};
 use crate::lease::item::attributes_of;
-use crate::lease::predicate::{Attributes, Predicate};
+use crate::lease::predicate::{Attributes, Predicate, plain};
 
 /// How long one run of a generator may take unless its pool says otherwise, in seconds.
 const TIMEOUT: u64 = 60;
@@ -64,14 +64,36 @@ impl PoolSettings {
 
 /// Reads all pools of the file, whose paths count from `folder`.
 pub fn pools(table: &Table, folder: &Path) -> Result<Vec<PoolSettings>, String> {
-    let pools = sub_table(table, "pool")?.into_iter().flatten();
-    pools
+    let tables = sub_table(table, "pool")?.into_iter().flatten();
+    let pools = tables
         .map(|(name, value)| {
             let table = value.as_table().ok_or_else(|| format!("`pool.{name}` is a table: [pool.{name}]"))?;
             check_keys(table, &KEYS, &format!("pool.{name}."))?;
             pool(name, table, folder).map_err(|error| error.replacen('`', &format!("`pool.{name}."), 1))
         })
-        .collect()
+        .collect::<Result<Vec<_>, String>>()?;
+    match pools.iter().find_map(|pool| circle(&pools, &mut vec![pool.name.as_str()])) {
+        Some(circle) => {
+            Err(format!("`needs` go in a circle: {circle}; none of these pools could ever make its first item"))
+        }
+        None => Ok(pools),
+    }
+}
+
+/// The circle that a pool's needs lead to, where they do.
+fn circle<'a>(pools: &'a [PoolSettings], way: &mut Vec<&'a str>) -> Option<String> {
+    let pool = way.last().and_then(|name| pools.iter().find(|pool| pool.name == **name))?;
+    for need in pool.definition.generator.iter().flat_map(|generator| &generator.needs) {
+        if let Some(at) = way.iter().position(|name| *name == need.pool) {
+            return Some(format!("{} needs {}", way[at..].join(" needs "), need.pool));
+        }
+        way.push(&need.pool);
+        if let Some(circle) = circle(pools, way) {
+            return Some(circle);
+        }
+        way.pop();
+    }
+    None
 }
 
 fn pool(name: &str, table: &Table, folder: &Path) -> Result<PoolSettings, String> {
@@ -96,6 +118,8 @@ fn pool(name: &str, table: &Table, folder: &Path) -> Result<PoolSettings, String
         generator,
         table: rows,
         folder: folder.to_owned(),
+        timeout: time(table, "timeout")?,
+        ..Definition::default()
     };
     let inputs = Inputs::of_generator(strings(table, "generator-input")?, folder.to_owned());
     Ok(PoolSettings { name: name.to_owned(), definition, items: items(table, folder)?, inputs })
@@ -161,14 +185,16 @@ fn rows(table: &Table) -> Result<Option<Rows>, String> {
 fn generator(table: &Table) -> Result<Option<Generator>, String> {
     let Some(run) = string(table, "generator")? else {
         let words = ["generator-input", "minimum", "maximum", "inputs", "stock", "needs", "timeout"];
-        let stray = words.into_iter().find(|key| table.contains_key(*key));
+        let has_command = table.contains_key("reset") || table.contains_key("retire");
+        let is_stray = |key: &&str| table.contains_key(*key) && !(has_command && *key == "timeout");
+        let stray = words.into_iter().find(is_stray);
         return stray.map_or(Ok(None), |key| Err(format!("`{key}` says something of `generator`, which is missing")));
     };
     let mut stock = stock(table)?;
     if let Some(minimum) = number(table, "minimum", "")? {
         stock.push(Stock { input: Map::new(), minimum });
     }
-    Ok(Some(Generator {
+    let generator = Generator {
         run,
         inputs: inputs(table)?,
         stock,
@@ -176,7 +202,17 @@ fn generator(table: &Table) -> Result<Option<Generator>, String> {
         needs: needs(table)?,
         timeout: time(table, "timeout")?.unwrap_or(TIMEOUT),
         fingerprint: String::new(),
-    }))
+    };
+    for input in &generator.inputs {
+        if let Some(default) = input.default.as_ref().filter(|default| input.fit(default).is_none()) {
+            return Err(format!("`inputs.{}.default`: {}", input.name, input.misfit(&plain(default))));
+        }
+    }
+    for stock in &generator.stock {
+        let key = if stock.input.is_empty() { "minimum" } else { "stock" };
+        generator.input(&stock.input).map_err(|why| format!("`{key}`: {why}"))?;
+    }
+    Ok(Some(generator))
 }
 
 /// `inputs = { months = { type = "number", default = 6 }, tier = { values = ["gold", "silver"] } }`

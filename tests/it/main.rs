@@ -33,6 +33,8 @@ mod servers;
 mod shared;
 mod shared_rows;
 mod sqlite;
+mod stock;
+mod stock_making;
 mod story;
 mod sweep;
 mod template;

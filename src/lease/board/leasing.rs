@@ -41,7 +41,7 @@ impl Board {
             return answer;
         }
         for want in &ask.wants {
-            if self.pools.get(&want.pool).is_none_or(|its| its.pool.is_removed) {
+            if self.pools.get(&want.pool).is_none_or(|its| its.pool.is_removed || its.pool.definition.is_going) {
                 return Answer::Refused(self.no_pool(&want.pool));
             }
         }
@@ -52,7 +52,9 @@ impl Board {
         if let Some(refusal) = self.never(&ask) {
             return Answer::Refused(refusal);
         }
-        if ask.wait.is_zero() {
+        // What can be made is worth its making, also to somebody who does not wait for others.
+        let wait = if ask.wait.is_zero() { self.making_time(&ask) } else { ask.wait };
+        if wait.is_zero() {
             return Answer::Refused(self.exhausted(&ask, Duration::ZERO, None));
         }
         if let Some(refusal) = self.deadlock_with(&ask) {
@@ -60,7 +62,7 @@ impl Board {
         }
         self.head.ticket += 1;
         let ticket = self.head.ticket;
-        let until = self.now.after(ask.wait.min(LONGEST));
+        let until = self.now.after(wait.min(LONGEST));
         let (state, lease, owner) = (WaiterState::Waiting, None, self.owner.clone());
         let waiter = Waiter { ticket, ask, since: self.now, until, state, lease, owner };
         self.changes.waiters.insert(ticket, waiter.clone());
@@ -194,13 +196,19 @@ impl Board {
     }
 
     /// Why this will not be granted, whatever is released.
-    fn never(&self, ask: &Ask) -> Option<Refusal> {
+    pub(super) fn never(&self, ask: &Ask) -> Option<Refusal> {
         ask.wants.iter().find_map(|want| {
             let its = self.pools.get(&want.pool)?;
             let wanted = want.count as usize;
             let matching = its.shelf.matching(&want.predicate, &self.items, wanted);
-            if matching >= wanted || its.pool.definition.can_make(its.shelf.len()) {
+            if matching >= wanted {
                 return None;
+            }
+            if let Some(generator) = &its.pool.definition.generator
+                && its.pool.definition.can_make(its.shelf.len())
+            {
+                let unmakeable = |why| Refusal::Unmakeable { pool: want.pool.clone(), why };
+                return generator.input_for(&want.predicate).err().map(unmakeable);
             }
             let nearest = if matching == 0 { its.shelf.nearest(&want.predicate, &self.items) } else { None };
             let total = its.shelf.keys().filter_map(|key| self.items.get(&key)).filter(|it| it.has_future()).count();
@@ -355,6 +363,10 @@ impl Board {
         self.remember(&lease);
         self.changes.leases.insert(lease.id.clone(), lease.clone());
         if unclean {
+            // What was made of it is not what it was.
+            for key in self.kept_for.get(id).cloned().unwrap_or_default() {
+                self.retire_item(key);
+            }
             self.news.push(News::Ended(lease));
         }
     }

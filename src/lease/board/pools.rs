@@ -13,6 +13,14 @@ use crate::lease::store::Pool;
 impl Board {
     /// Says what a pool is; it is made where there is none.
     pub fn define(&mut self, name: &str, definition: &Definition) {
+        let mut definition = definition.clone();
+        // What its generator came to is no part of what somebody says of it.
+        if let Some(known) = self.definition(name)
+            && known.generator == definition.generator
+        {
+            definition.trouble.clone_from(&known.trouble);
+        }
+        let definition = &definition;
         if self.pools.get(name).is_some_and(|its| its.pool.definition == *definition && !its.pool.is_removed) {
             return;
         }
@@ -27,12 +35,12 @@ impl Board {
         self.define(name, definition);
         let mut wanted = BTreeSet::new();
         for attributes in items {
-            let item = self.put(name, attributes, |item| item.is_configured = true);
+            let item = self.put(name, attributes, false, |item| item.is_configured = true);
             wanted.extend(item);
         }
         let gone: Vec<ItemKey> = self
             .items_of(name)
-            .filter(|item| item.is_configured && !wanted.contains(&item.key))
+            .filter(|item| item.is_configured && !item.is_leaving && !wanted.contains(&item.key))
             .map(|item| item.key)
             .collect();
         for key in gone {
@@ -43,17 +51,25 @@ impl Board {
     /// Adds items to a pool, which is made where there is none. One that is there already gets
     /// its attributes, and can be had again if it was in quarantine. How many are new comes back.
     pub fn add(&mut self, pool: &str, items: Vec<Attributes>, origin: Option<&str>) -> usize {
-        if !self.pools.contains_key(pool) {
-            self.define(pool, &Definition::default());
+        match self.definition(pool) {
+            None => self.define(pool, &Definition::default()),
+            Some(known) if known.is_going => self.define(pool, &Definition { is_going: false, ..known.clone() }),
+            Some(_) => {}
         }
         let before = self.pools.get(pool).map_or(0, |its| its.shelf.len());
         for attributes in items {
-            self.put(pool, attributes, |item| item.origin = origin.map(str::to_owned));
+            self.put(pool, attributes, true, |item| item.origin = origin.map(str::to_owned));
         }
         self.pools.get(pool).map_or(0, |its| its.shelf.len()) - before
     }
 
-    fn put(&mut self, pool: &str, attributes: Attributes, set: impl FnOnce(&mut Item)) -> Option<ItemKey> {
+    fn put(
+        &mut self,
+        pool: &str,
+        attributes: Attributes,
+        by_hand: bool,
+        set: impl FnOnce(&mut Item),
+    ) -> Option<ItemKey> {
         let fresh = Item::new(pool, attributes);
         let known = self.pools.get(pool)?.names.get(&fresh.name).and_then(|key| self.items.get(key));
         let mut item = if let Some(known) = known {
@@ -64,7 +80,13 @@ impl Board {
         };
         set(&mut item);
         item.is_leaving = false;
-        if matches!(item.state, ItemState::Quarantined | ItemState::Retiring) {
+        // What could not be reset or retired comes back by hand, and not with the next who reads the
+        // configuration.
+        let comes_back = match item.state {
+            ItemState::Quarantined => by_hand,
+            state => state == ItemState::Retiring,
+        };
+        if comes_back {
             item.state = ItemState::Free;
             item.failures = 0;
             item.note = None;
@@ -113,8 +135,12 @@ impl Board {
         for key in keys {
             self.retire_item(key);
         }
+        let is_there = |item: &Item| item.state != ItemState::Retired;
+        let has_items = self.items_of(pool).any(is_there);
         if !is_held && let Some(its) = self.pools.get_mut(pool) {
-            its.pool.is_removed = true;
+            // Without it, nobody would know how its items are retired.
+            its.pool.is_removed = !has_items;
+            its.pool.definition.is_going = has_items;
             self.changes.pools.insert(pool.to_owned());
         }
         let waiting = self.waiters.values().filter(|waiter| waiter.ask.wants.iter().any(|want| want.pool == pool));
@@ -123,27 +149,6 @@ impl Board {
             self.news.push(News::Refused(ticket, Refusal::PoolUnknown { pool: pool.to_owned(), nearest: None }));
         }
         Ok(())
-    }
-
-    /// Takes an item that is dirty, to reset it; nothing where another was faster.
-    pub fn begin_reset(&mut self, key: ItemKey) -> Option<Item> {
-        self.items.get(&key).filter(|item| item.state == ItemState::Dirty)?;
-        let owner = self.owner.clone();
-        self.change_item(key, |item, _| {
-            item.state = ItemState::Resetting;
-            item.note = Some(owner);
-        });
-        self.items.get(&key).cloned()
-    }
-
-    /// An item was reset, or that failed, which may be `why`.
-    pub fn was_reset(&mut self, key: ItemKey, failed: Option<String>) {
-        self.change_item(key, |item, definition| item.was_reset(definition, failed));
-    }
-
-    /// The retire command of an item has run.
-    pub fn was_retired(&mut self, key: ItemKey) {
-        self.change_item(key, |item, _| item.state = ItemState::Retired);
     }
 
     /// Retires what a generator made from something else than what it makes now, unless it is held.
