@@ -12,16 +12,18 @@ use crate::api::{leases, pools};
 use crate::desk::Desk;
 use crate::error::{ExitCode, Stop, one_line};
 use crate::lease::refusal;
+use crate::lease::store::Store;
 use crate::ledger::lease::LedgerStore;
 use crate::ledger::{self, Writer};
-use crate::settings::Settings;
+use crate::provider::open_store;
+use crate::settings::{Settings, StoreAddress};
 
 /// Where requests go.
 #[derive(Debug)]
 pub enum Client {
     /// To a run, over its socket.
     Run(PathBuf),
-    /// To the ledger itself.
+    /// To the ledger itself, or to another store.
     Ledger(Box<Here>),
 }
 
@@ -32,8 +34,8 @@ pub struct Here {
     /// What the requests work on.
     pub desk: Desk,
     runtime: tokio::runtime::Runtime,
-    writer: Writer,
-    thread: Option<JoinHandle<Option<rusqlite::Error>>>,
+    /// What writes the ledger, where it is that.
+    writer: Option<(Writer, JoinHandle<Option<rusqlite::Error>>)>,
 }
 
 /// An answer.
@@ -59,25 +61,40 @@ impl Answer {
 }
 
 impl Client {
-    /// The run that this process is in, or else the ledger of these settings, with the pools of
-    /// the configuration.
+    /// The store that a flag names, or else the run that this process is in, or else the store or
+    /// the ledger of these settings, with the pools of the configuration.
     pub fn new(settings: &Settings) -> anyhow::Result<Self> {
-        if let Some(socket) = settings.variables.get("ISOLANE_SOCKET").filter(|path| !path.is_empty()) {
+        let store = settings.store.as_ref();
+        let socket = settings.variables.get("ISOLANE_SOCKET").filter(|path| !path.is_empty());
+        if let Some(socket) = socket
+            && store.is_none_or(|store| store.place != StoreAddress::FLAG)
+        {
             return Ok(Self::Run(PathBuf::from(socket)));
+        }
+        if let Some(StoreAddress { url, place }) = store {
+            return Self::here(open_store(url, place, &settings.variables, &settings.cwd)?, None, settings);
         }
         let path = &settings.ledger;
         let cannot = |error: &anyhow::Error| {
             Stop::usage(format!("cannot use the ledger {}: {}", path.display(), one_line(error)))
         };
         let (writer, thread) = Writer::start(ledger::open(path).map_err(|error| cannot(&error))?);
-        let desk = Desk::new(Box::new(LedgerStore::new(writer.clone(), path)), None);
+        Self::here(Box::new(LedgerStore::new(writer.clone(), path)), Some((writer, thread)), settings)
+    }
+
+    fn here(
+        store: Box<dyn Store>,
+        writer: Option<(Writer, JoinHandle<Option<rusqlite::Error>>)>,
+        settings: &Settings,
+    ) -> anyhow::Result<Self> {
+        let desk = Desk::new(store, None);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let clock = desk.clone();
         runtime.spawn(async move { clock.keep_time().await });
         runtime.block_on(crate::pools::configure(&desk, &settings.pools))?;
         let counter = leases::Counter::open(desk.clone());
         let router = leases::routes(counter.clone()).merge(pools::routes(counter));
-        Ok(Self::Ledger(Box::new(Here { router, desk, runtime, writer, thread: Some(thread) })))
+        Ok(Self::Ledger(Box::new(Here { router, desk, runtime, writer })))
     }
 
     /// Asks, and waits for the answer.
@@ -105,8 +122,8 @@ impl Here {
 impl Drop for Here {
     fn drop(&mut self) {
         // What was answered is written; this only leaves the file as a whole.
-        self.writer.close();
-        if let Some(thread) = self.thread.take() {
+        if let Some((writer, thread)) = self.writer.take() {
+            writer.close();
             let _ = thread.join();
         }
     }

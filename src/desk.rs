@@ -12,12 +12,17 @@ use tokio::sync::{broadcast, oneshot, watch};
 use crate::lease::ask::{Ask, Holder};
 use crate::lease::board::{Answer, Board, News};
 use crate::lease::grant::{Lease, LeaseState};
-use crate::lease::queue::Ticket;
+use crate::lease::queue::{Ticket, Waiter};
 use crate::lease::refusal::Refusal;
 use crate::lease::store::{Store, StoreError, Transaction};
 
 /// How many ends of leases are remembered for a listener that is slow.
 const BACKLOG: usize = 1024;
+
+/// How soon a store that failed is tried again for those who wait.
+const RETRY: Duration = Duration::from_secs(1);
+/// How much longer than somebody waits for items they wait for an answer.
+const ANSWER: Duration = Duration::from_secs(15);
 
 /// What somebody who asked for items is told in the end.
 pub type Reply = Result<Lease, Refusal>;
@@ -93,6 +98,10 @@ struct Batch {
     news: Vec<News>,
     alarm: Option<Instant>,
     has_changed: bool,
+    /// The last place in the line before it.
+    last: Option<Ticket>,
+    /// Places that are gone, of which nobody was told.
+    vanished: Vec<Ticket>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -168,7 +177,7 @@ impl Desk {
         let (ear, heard) = oneshot::channel();
         let desk = self.clone();
         // With a key, who asked asks again, and finds it.
-        let is_kept = ask.key.is_some();
+        let (is_kept, patience) = (ask.key.is_some(), ask.wait.saturating_add(ANSWER));
         self.push(Box::new(move |session| {
             let answer = match session.board.acquire(ask) {
                 Answer::Granted(lease) => Err(Box::new(Ok(lease))),
@@ -195,9 +204,10 @@ impl Desk {
         };
         self.listen();
         let mut place = Place { desk: self, ticket, is_left: is_kept };
-        let reply = heard.await.map(|reply| *reply).map_err(|_| gone());
+        // A store that is away for long tells nobody that the time is over.
+        let Ok(reply) = tokio::time::timeout(patience, heard).await else { return Err(gone()) };
         place.is_left = true;
-        reply
+        reply.map(|reply| *reply).map_err(|_| gone())
     }
 
     /// Nobody is there to take what was granted.
@@ -311,8 +321,13 @@ impl Desk {
         if kept.is_err() {
             let left = std::mem::take(&mut locked(jobs).0);
             drop(left);
-            // Who waits asks again.
-            locked(ears).clear();
+            let mut ears = locked(ears);
+            // Who came just then has no place, and asks again. All others keep theirs.
+            ears.retain(|ticket, _| batch.last.is_none_or(|last| *ticket <= last));
+            if !ears.is_empty() {
+                let again = Instant::now() + RETRY;
+                alarm.send_if_modified(|at| at.is_none_or(|at| at > again) && at.replace(again) != Some(again));
+            }
             return;
         }
         for news in batch.news {
@@ -323,6 +338,10 @@ impl Desk {
                     let _ = ended.send(Arc::new(lease));
                 }
             }
+        }
+        for ticket in batch.vanished {
+            // Who waits there asks again.
+            locked(ears).remove(&ticket);
         }
         alarm.send_if_modified(|at| std::mem::replace(at, batch.alarm) != batch.alarm);
         if batch.has_changed {
@@ -345,16 +364,22 @@ impl Shared {
         self.is_due.store(false, Ordering::Release);
         let mut board = locked(&self.board);
         let head = transaction.head()?;
+        let mut has_absorbed = false;
         let is_ahead = board.version() > head.version;
         if self.is_stale.swap(false, Ordering::AcqRel) || is_ahead || board.version() == 0 {
             *board = Board::new(&self.store.owner(), self.run.as_deref());
             board.absorb(head, transaction.rows(None)?);
-            board.take_news();
+            let news = board.take_news().into_iter();
+            batch.news = news.filter(|news| matches!(news, News::Granted(..))).collect();
+            self.leave_lost_places(&mut board);
+            has_absorbed = true;
         } else if board.version() < head.version {
             let rows = transaction.rows(Some(board.version()))?;
             board.absorb(head, rows);
+            has_absorbed = true;
         }
         let before = head.version;
+        batch.last = Some(head.ticket);
         for other in board.others() {
             if !transaction.is_there(&other) {
                 board.lost_process(&other);
@@ -366,11 +391,36 @@ impl Shared {
             batch.afters.push(job(&mut session));
         }
         let rows = board.finish();
-        batch.news = board.take_news();
+        batch.news.extend(board.take_news());
+        if has_absorbed {
+            // Others may have taken this process for dead.
+            let is_told = |ticket: &Ticket| {
+                batch
+                    .news
+                    .iter()
+                    .any(|news| matches!(news, News::Granted(it, _) | News::Refused(it, _) if it == ticket))
+            };
+            let ears = locked(&self.ears);
+            batch.vanished = ears.keys().filter(|it| !board.is_waiting(**it) && !is_told(it)).copied().collect();
+        }
         batch.has_changed = board.version() > before || !batch.news.is_empty();
         let now = board.now();
         batch.alarm = board.next_end().map(|at| Instant::now() + now.age(at));
         if rows.is_empty() { Ok(()) } else { transaction.write(board.head(), &rows) }
+    }
+}
+
+impl Shared {
+    /// Leaves places that nobody waits in here: whether they were kept was unknown.
+    fn leave_lost_places(&self, board: &mut Board) {
+        let owner = self.store.owner();
+        let ears = locked(&self.ears);
+        let is_lost =
+            |waiter: &&Waiter| waiter.owner == owner && waiter.ask.key.is_none() && !ears.contains_key(&waiter.ticket);
+        let lost: Vec<Ticket> = board.waiting().filter(is_lost).map(|waiter| waiter.ticket).collect();
+        for ticket in lost {
+            board.abandon(ticket);
+        }
     }
 }
 
@@ -398,85 +448,4 @@ pub fn end_all(board: &mut Board, state: LeaseState, whose: &dyn Fn(&Holder) -> 
 
 fn gone() -> StoreError {
     StoreError("the store has not kept it; ask again".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ledger::{self, Writer, lease::LedgerStore};
-    use serde_json::json;
-
-    fn desk(folder: &std::path::Path) -> (Desk, Writer) {
-        let path = folder.join("ledger.db");
-        let (writer, _) = Writer::start(ledger::open(&path).expect("a ledger"));
-        (Desk::new(Box::new(LedgerStore::new(writer.clone(), &path)), None), writer)
-    }
-
-    fn ask(text: &serde_json::Value) -> Ask {
-        Ask::from_json(text.to_string().as_bytes()).expect("an ask")
-    }
-
-    fn items(n: i64) -> Vec<crate::lease::predicate::Attributes> {
-        (1..=n).map(|id| std::iter::once(("id".to_owned(), json!(id))).collect()).collect()
-    }
-
-    #[tokio::test]
-    async fn who_waits_gets_the_item_when_it_is_released_and_who_left_does_not() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (desk, _writer) = desk(folder.path());
-        desk.ask(|session| session.board.add("acct", items(1), None)).await.expect("kept");
-        let first = desk.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").expect("granted");
-        let refused = desk.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").expect_err("held");
-        assert_eq!(refused.code(), "exhausted");
-        let (leaver, waiter) = (desk.clone(), desk.clone());
-        let leaver = tokio::spawn(async move { leaver.acquire(ask(&json!({"pool": "acct", "wait": "60s"}))).await });
-        while desk.ask(|session| session.board.waiting().count()).await.expect("kept") < 1 {}
-        let waiter = tokio::spawn(async move { waiter.acquire(ask(&json!({"pool": "acct", "wait": "60s"}))).await });
-        while desk.ask(|session| session.board.waiting().count()).await.expect("kept") < 2 {}
-        leaver.abort();
-        let _ = leaver.await;
-        let id = first.id.clone();
-        desk.ask(move |session| session.board.release(&id, None)).await.expect("kept").expect("released");
-        let second = waiter.await.expect("it ends").expect("kept").expect("granted");
-        assert!(second.fence > first.fence);
-        let id = first.id.clone();
-        assert_eq!(desk.ask(move |session| session.board.release(&id, None)).await.expect("kept"), Ok(()));
-        assert_eq!(desk.ask(|session| session.board.held().len()).await.expect("kept"), 1);
-    }
-
-    #[tokio::test]
-    async fn two_processes_with_one_ledger_see_what_the_other_did() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let ((a, _wa), (b, _wb)) = (desk(folder.path()), desk(folder.path()));
-        a.ask(|session| session.board.add("acct", items(1), None)).await.expect("kept");
-        let lease = a.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").expect("granted");
-        assert!(b.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").is_err());
-        let waiter = b.clone();
-        let waiter = tokio::spawn(async move { waiter.acquire(ask(&json!({"pool": "acct", "wait": "60s"}))).await });
-        while a.ask(|session| session.board.waiting().count()).await.expect("kept") == 0 {}
-        let id = lease.id.clone();
-        a.ask(move |session| session.board.release(&id, Some(lease.fence))).await.expect("kept").expect("released");
-        let second = waiter.await.expect("it ends").expect("kept").expect("granted");
-        let id = second.id.clone();
-        a.ask(move |session| session.board.revoke(&id)).await.expect("kept").expect("revoked");
-        let id = second.id.clone();
-        let lost = b.ask(move |session| session.board.renew(&id, None, None)).await.expect("kept");
-        assert!(matches!(lost, Err(Refusal::Lost { how: "revoked", .. })), "{lost:?}");
-    }
-
-    #[tokio::test]
-    async fn a_lease_ends_by_time_and_its_wait_too() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (desk, _writer) = desk(folder.path());
-        let timer = desk.clone();
-        tokio::spawn(async move { timer.keep_time().await });
-        desk.ask(|session| session.board.add("acct", items(1), None)).await.expect("kept");
-        let lease = desk.acquire(ask(&json!({"pool": "acct", "ttl": "50ms"}))).await.expect("kept").expect("granted");
-        let next = desk.acquire(ask(&json!({"pool": "acct", "wait": "60s"}))).await.expect("kept").expect("granted");
-        assert!(next.acquired_at >= lease.expires_at);
-        let late = desk.acquire(ask(&json!({"pool": "acct", "wait": "50ms"}))).await.expect("kept");
-        assert!(matches!(late, Err(Refusal::Exhausted { waited, .. }) if waited >= Duration::from_millis(50)));
-        let lost = desk.ask(move |session| session.board.renew(&lease.id, None, None)).await.expect("kept");
-        assert!(matches!(lost, Err(Refusal::Lost { how: "expired", .. })), "{lost:?}");
-    }
 }

@@ -8,6 +8,26 @@ use clap::{Args, Subcommand};
 use super::{FormatArgs, LedgerArgs};
 use crate::clock::duration;
 use crate::lease::predicate::Condition;
+use crate::settings::Choices;
+
+/// Where pools and leases are.
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// Where the ledger is.
+    #[command(flatten)]
+    ledger: LedgerArgs,
+    /// The PostgreSQL database that keeps pools and leases for several machines, in place of the run and the ledger [$ISOLANE_STORE]
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+}
+
+impl StoreArgs {
+    /// What the flags say, and where the configuration is.
+    pub fn choices(self) -> (Choices, Option<PathBuf>) {
+        let (choices, config) = self.ledger.choices();
+        (Choices { store: self.store, ..choices }, config)
+    }
+}
 
 /// `isolane lease`.
 #[derive(Debug, Subcommand)]
@@ -26,7 +46,7 @@ pub enum LeaseCommand {
         #[arg(long, value_name = "TIME", value_parser = duration)]
         ttl: Option<Duration>,
         #[command(flatten)]
-        ledger: LedgerArgs,
+        ledger: StoreArgs,
         #[command(flatten)]
         format: FormatArgs,
     },
@@ -38,7 +58,7 @@ pub enum LeaseCommand {
         #[arg(long)]
         fence: Option<u64>,
         #[command(flatten)]
-        ledger: LedgerArgs,
+        ledger: StoreArgs,
     },
     /// Take leases away from their holders
     Revoke(RevokeArgs),
@@ -48,7 +68,7 @@ pub enum LeaseCommand {
         #[arg(long)]
         waiting: bool,
         #[command(flatten)]
-        ledger: LedgerArgs,
+        ledger: StoreArgs,
         #[command(flatten)]
         format: FormatArgs,
     },
@@ -84,9 +104,9 @@ pub struct AcquireArgs {
     /// A name for this request: asked twice, it is granted once
     #[arg(long)]
     pub key: Option<String>,
-    /// Where the ledger is.
+    /// Where pools and leases are.
     #[command(flatten)]
-    pub ledger: LedgerArgs,
+    pub ledger: StoreArgs,
     /// How to print.
     #[command(flatten)]
     pub format: FormatArgs,
@@ -110,9 +130,9 @@ pub struct RevokeArgs {
     /// All of the worker with this prefix
     #[arg(long)]
     pub prefix: Option<String>,
-    /// Where the ledger is.
+    /// Where pools and leases are.
     #[command(flatten)]
-    pub ledger: LedgerArgs,
+    pub ledger: StoreArgs,
 }
 
 /// `isolane pool`.
@@ -126,7 +146,7 @@ pub enum PoolCommand {
         /// The pool whose items are listed
         pool: Option<String>,
         #[command(flatten)]
-        ledger: LedgerArgs,
+        ledger: StoreArgs,
         #[command(flatten)]
         format: FormatArgs,
     },
@@ -138,7 +158,7 @@ pub enum PoolCommand {
         #[arg(long)]
         when_released: bool,
         #[command(flatten)]
-        ledger: LedgerArgs,
+        ledger: StoreArgs,
     },
     /// Take items out of a pool for good; those that are held, when they are released
     Retire {
@@ -148,7 +168,7 @@ pub enum PoolCommand {
         #[arg(required = true, value_name = "ITEM")]
         items: Vec<String>,
         #[command(flatten)]
-        ledger: LedgerArgs,
+        ledger: StoreArgs,
     },
 }
 
@@ -178,7 +198,7 @@ pub struct AddArgs {
     /// How long leases live unless their holders say otherwise, such as 60s
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub ttl: Option<Duration>,
-    /// Where the ledger is.
+    /// Where pools and leases are.
     #[command(flatten)]
-    pub ledger: LedgerArgs,
+    pub ledger: StoreArgs,
 }

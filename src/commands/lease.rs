@@ -4,8 +4,7 @@ use anyhow::Context;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
 
-use crate::cli::LedgerArgs;
-use crate::cli::lease::{AcquireArgs, AddArgs, LeaseCommand, PoolCommand, RevokeArgs};
+use crate::cli::lease::{AcquireArgs, AddArgs, LeaseCommand, PoolCommand, RevokeArgs, StoreArgs};
 use crate::client::Client;
 use crate::error::Stop;
 use crate::lease::ask::{Ask, Holder, Want};
@@ -168,12 +167,24 @@ fn item(text: &str) -> anyhow::Result<Value> {
 }
 
 /// Where requests go, and what is known of this place.
-fn client(ledger: LedgerArgs) -> anyhow::Result<(Client, Settings)> {
+fn client(ledger: StoreArgs) -> anyhow::Result<(Client, Settings)> {
     let (choices, config) = ledger.choices();
     let cwd = std::env::current_dir().context("cannot tell the current directory")?;
     // A database address that cannot be used does not matter here.
-    let wanted = ["ISOLANE_LEDGER", "ISOLANE_SOCKET", "WORKER_ID", "PYTEST_CURRENT_TEST", "USER", "LOGNAME"];
-    let variables = std::env::vars_os().filter(|(name, _)| wanted.iter().any(|known| name == known));
+    let wanted = [
+        "ISOLANE_LEDGER",
+        "ISOLANE_SOCKET",
+        "ISOLANE_STORE",
+        "WORKER_ID",
+        "PYTEST_CURRENT_TEST",
+        "USER",
+        "LOGNAME",
+        "HOME",
+    ];
+    // What libpq would complete the address of a store with.
+    let is_of_libpq = |name: &std::ffi::OsString| name.to_str().is_some_and(|name| name.starts_with("PG"));
+    let variables =
+        std::env::vars_os().filter(|(name, _)| wanted.iter().any(|known| name == known) || is_of_libpq(name));
     let settings = Settings::fold(choices, config.as_deref(), variables, &cwd)?;
     Ok((Client::new(&settings)?, settings))
 }
