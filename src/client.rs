@@ -91,7 +91,7 @@ impl Client {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let clock = desk.clone();
         runtime.spawn(async move { clock.keep_time().await });
-        runtime.block_on(crate::pools::configure(&desk, &settings.pools))?;
+        runtime.block_on(crate::pools::configure(&desk, settings))?;
         let counter = leases::Counter::open(desk.clone());
         let router = leases::routes(counter.clone()).merge(pools::routes(counter));
         Ok(Self::Ledger(Box::new(Here { router, desk, runtime, writer })))

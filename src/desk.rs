@@ -2,9 +2,9 @@
 //! being written share the next one, so that a safe write of the disk serves many. What happens
 //! to those who wait is told to them when it is kept, and not before.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, oneshot, watch};
@@ -19,6 +19,8 @@ use crate::lease::store::{Store, StoreError, Transaction};
 /// How many ends of leases are remembered for a listener that is slow.
 const BACKLOG: usize = 1024;
 
+/// How long what was read from somewhere else counts as what is there.
+const REFRESHED: Duration = Duration::from_millis(500);
 /// How soon a store that failed is tried again for those who wait.
 const RETRY: Duration = Duration::from_secs(1);
 /// How much longer than somebody waits for items they wait for an answer.
@@ -80,6 +82,24 @@ struct Shared {
     run: Option<String>,
     is_listening: AtomicBool,
     is_used: AtomicBool,
+    /// What reads items again where they come from somewhere else.
+    spring: OnceLock<Spring>,
+    /// Why a transaction was not kept, the last that was not.
+    why: Mutex<Option<StoreError>>,
+}
+
+/// Where items come from that are not only here.
+struct Spring {
+    pools: BTreeSet<String>,
+    read: Box<dyn Fn(&Desk, &[String]) + Send + Sync>,
+    /// When each was read last.
+    seen: Mutex<HashMap<String, Instant>>,
+}
+
+impl std::fmt::Debug for Spring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.pools.fmt(f)
+    }
 }
 
 #[derive(Default)]
@@ -126,6 +146,8 @@ impl Desk {
             run,
             is_listening: AtomicBool::new(false),
             is_used: AtomicBool::new(false),
+            spring: OnceLock::new(),
+            why: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -136,7 +158,7 @@ impl Desk {
         work: impl FnOnce(&mut Session<'_>) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
         let answer = self.queue(work);
-        answer.await.unwrap_or_else(|_| Err(gone()))
+        answer.await.unwrap_or_else(|_| Err(self.gone()))
     }
 
     /// The same for callers without a runtime.
@@ -145,7 +167,7 @@ impl Desk {
         work: impl FnOnce(&mut Session<'_>) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
         let answer = self.queue(work);
-        answer.blocking_recv().unwrap_or_else(|_| Err(gone()))
+        answer.blocking_recv().unwrap_or_else(|_| Err(self.gone()))
     }
 
     /// Does `work` in a transaction, and goes on.
@@ -170,9 +192,46 @@ impl Desk {
         receiver
     }
 
+    /// Items of these pools come from somewhere else as well: when a request finds none, `read`
+    /// brings them up to date. It may take its time.
+    pub fn refresh_by(&self, pools: BTreeSet<String>, read: impl Fn(&Self, &[String]) + Send + Sync + 'static) {
+        let spring = Spring { pools, read: Box::new(read), seen: Mutex::default() };
+        // A desk is set up once.
+        let _ = self.shared.spring.set(spring);
+    }
+
     /// Asks for items, and waits for them as long as the ask says. Who does not wait any more
     /// when they are there has not got them.
     pub async fn acquire(&self, ask: Ask) -> Result<Reply, StoreError> {
+        let Some(stale) = self.not_seen_lately(&ask) else { return self.acquire_here(ask).await };
+        let at_once = Ask { wait: Duration::ZERO, ..ask.clone() };
+        match self.acquire_here(at_once).await? {
+            Err(Refusal::Unsatisfiable { .. } | Refusal::Exhausted { .. }) => {}
+            reply => return Ok(reply),
+        }
+        let desk = self.clone();
+        let read = move || {
+            if let Some(spring) = desk.shared.spring.get() {
+                (spring.read)(&desk, &stale);
+            }
+        };
+        // What could not be read is as it was, and the refusal says so.
+        let _ = tokio::task::spawn_blocking(read).await;
+        self.acquire_here(ask).await
+    }
+
+    /// The pools of an ask whose items come from somewhere else, and were not read just now.
+    fn not_seen_lately(&self, ask: &Ask) -> Option<Vec<String>> {
+        let spring = self.shared.spring.get()?;
+        let mut seen = locked(&spring.seen);
+        let pools = ask.wants.iter().map(|want| &want.pool).filter(|pool| spring.pools.contains(*pool));
+        let stale: Vec<String> =
+            pools.filter(|pool| seen.get(*pool).is_none_or(|at| at.elapsed() > REFRESHED)).cloned().collect();
+        seen.extend(stale.iter().map(|pool| (pool.clone(), Instant::now())));
+        (!stale.is_empty()).then_some(stale)
+    }
+
+    async fn acquire_here(&self, ask: Ask) -> Result<Reply, StoreError> {
         let (sender, receiver) = oneshot::channel::<Result<Result<Ticket, Box<Reply>>, StoreError>>();
         let (ear, heard) = oneshot::channel();
         let desk = self.clone();
@@ -198,16 +257,22 @@ impl Desk {
                 }
             })
         }));
-        let ticket = match receiver.await.unwrap_or_else(|_| Err(gone()))? {
+        let ticket = match receiver.await.unwrap_or_else(|_| Err(self.gone()))? {
             Err(reply) => return Ok(*reply),
             Ok(ticket) => ticket,
         };
         self.listen();
         let mut place = Place { desk: self, ticket, is_left: is_kept };
         // A store that is away for long tells nobody that the time is over.
-        let Ok(reply) = tokio::time::timeout(patience, heard).await else { return Err(gone()) };
+        let Ok(reply) = tokio::time::timeout(patience, heard).await else { return Err(self.gone()) };
         place.is_left = true;
-        reply.map(|reply| *reply).map_err(|_| gone())
+        reply.map(|reply| *reply).map_err(|_| self.gone())
+    }
+
+    /// Why there is no answer.
+    fn gone(&self) -> StoreError {
+        let why = locked(&self.shared.why).clone();
+        why.unwrap_or_else(|| StoreError("the store has not kept it; ask again".to_owned()))
     }
 
     /// Nobody is there to take what was granted.
@@ -310,7 +375,8 @@ impl Desk {
     /// A transaction is over.
     fn over(&self, batch: Batch, kept: &Result<(), StoreError>) {
         let Shared { is_due, is_stale, ears, ended, alarm, changed, jobs, .. } = &*self.shared;
-        if kept.is_err() {
+        if let Err(error) = kept {
+            *locked(&self.shared.why) = Some(error.clone());
             is_stale.store(true, Ordering::Release);
             // A store that broke down may not have come to it.
             is_due.store(false, Ordering::Release);
@@ -366,12 +432,15 @@ impl Shared {
         let head = transaction.head()?;
         let mut has_absorbed = false;
         let is_ahead = board.version() > head.version;
-        if self.is_stale.swap(false, Ordering::AcqRel) || is_ahead || board.version() == 0 {
+        let is_stale = self.is_stale.swap(false, Ordering::AcqRel);
+        if is_stale || is_ahead || board.version() == 0 {
             *board = Board::new(&self.store.owner(), self.run.as_deref());
             board.absorb(head, transaction.rows(None)?);
             let news = board.take_news().into_iter();
             batch.news = news.filter(|news| matches!(news, News::Granted(..))).collect();
-            self.leave_lost_places(&mut board);
+            if is_stale {
+                self.leave_lost_places(&mut board);
+            }
             has_absorbed = true;
         } else if board.version() < head.version {
             let rows = transaction.rows(Some(board.version()))?;
@@ -444,8 +513,4 @@ impl Drop for Place<'_> {
 pub fn end_all(board: &mut Board, state: LeaseState, whose: &dyn Fn(&Holder) -> bool) {
     board.abandon_all(|ask| whose(&ask.holder));
     board.end_all(state, |lease| whose(&lease.holder));
-}
-
-fn gone() -> StoreError {
-    StoreError("the store has not kept it; ask again".to_owned())
 }

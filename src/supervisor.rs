@@ -173,7 +173,7 @@ async fn serve(
         let desk = desk.clone();
         async move { desk.keep_time().await }
     });
-    pools::configure(desk, &run.settings.pools).await.map_err(|error| Stop::not_started(one_line(&error)))?;
+    pools::configure(desk, &run.settings).await.map_err(|error| Stop::not_started(one_line(&error)))?;
     let undertaker = tokio::spawn(collect_orphans(signal(SignalKind::child())?));
     // SAFETY: it owns its descriptor, which stays open and the same as long as it lives.
     let signals = unsafe { AsyncFd::register(signals) }?;

@@ -19,13 +19,16 @@ pub struct StoreArgs {
     /// The PostgreSQL database that keeps pools and leases for several machines, in place of the run and the ledger [$ISOLANE_STORE]
     #[arg(long, value_name = "URL")]
     store: Option<String>,
+    /// The PostgreSQL database with the tables whose rows are items [$DATABASE_URL]
+    #[arg(long, value_name = "URL")]
+    database_url: Option<String>,
 }
 
 impl StoreArgs {
     /// What the flags say, and where the configuration is.
     pub fn choices(self) -> (Choices, Option<PathBuf>) {
         let (choices, config) = self.ledger.choices();
-        (Choices { store: self.store, ..choices }, config)
+        (Choices { store: self.store, database_urls: self.database_url.into_iter().collect(), ..choices }, config)
     }
 }
 

@@ -1,5 +1,7 @@
 //! `isolane lease` and `isolane pool`.
 
+use std::ffi::OsString;
+
 use anyhow::Context;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
@@ -181,11 +183,20 @@ fn client(ledger: StoreArgs) -> anyhow::Result<(Client, Settings)> {
         "LOGNAME",
         "HOME",
     ];
-    // What libpq would complete the address of a store with.
-    let is_of_libpq = |name: &std::ffi::OsString| name.to_str().is_some_and(|name| name.starts_with("PG"));
-    let variables =
-        std::env::vars_os().filter(|(name, _)| wanted.iter().any(|known| name == known) || is_of_libpq(name));
-    let settings = Settings::fold(choices, config.as_deref(), variables, &cwd)?;
+    let fold = |more: Option<&str>| {
+        // What libpq would complete an address with is wanted too.
+        let is_wanted = |name: &OsString| {
+            let name = name.to_str().unwrap_or_default();
+            wanted.contains(&name) || name.starts_with("PG") || more == Some(name)
+        };
+        let variables = std::env::vars_os().filter(|(name, _)| is_wanted(name));
+        Settings::fold(choices.clone(), config.as_deref(), variables, &cwd)
+    };
+    let mut settings = fold(None)?;
+    // Else a database address that cannot be used does not matter here.
+    if settings.pools.iter().any(|pool| pool.definition.table.is_some()) {
+        settings = fold(Some("DATABASE_URL"))?;
+    }
     Ok((Client::new(&settings)?, settings))
 }
 

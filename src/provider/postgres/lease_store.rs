@@ -26,6 +26,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+use anyhow::anyhow;
+
 use super::connection;
 use crate::address::PostgresAddress;
 use crate::lease::store::{After, Store, StoreError, Work};
@@ -63,10 +65,18 @@ impl LeaseStore {
     /// Connects, and makes the tables where there are none.
     pub fn open(address: &PostgresAddress) -> anyhow::Result<Self> {
         let config = connection::config(address, APPLICATION)?;
-        let (session, name) = Session::first(config)?;
-        let name = Arc::new(name);
         let (queue, messages) = channel();
-        let thread = std::thread::spawn(move || work(session, &messages));
+        let (named, names) = channel();
+        // The driver waits for its answers by itself, which not every caller's thread allows.
+        let thread = std::thread::spawn(move || match Session::first(config) {
+            Ok((session, name)) => {
+                if named.send(Ok(name)).is_ok() {
+                    work(session, &messages);
+                }
+            }
+            Err(error) => drop(named.send(Err(error))),
+        });
+        let name = Arc::new(names.recv().unwrap_or_else(|_| Err(anyhow!("the login broke off")))?);
         let is_over = Arc::new(AtomicBool::new(false));
         Ok(Self { address: address.clone(), name, queue, is_over, thread: Some(thread) })
     }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::world::{World, acquire, ask, items, present, run, store_at, waiting};
+use super::world::{World, acquire, aside, ask, items, present, run, store_at, waiting};
 use crate::lab::{Lab, Server, wait_until};
 use isolane::desk::Desk;
 
@@ -21,9 +21,9 @@ fn a_server_that_was_restarted_lost_no_lease_and_no_place_in_the_line() {
             waiters.push(tokio::spawn(async move { desk.acquire(ask(&wanted)).await }));
             waiting(&desks[0], number + 1).await;
         }
-        server.restart();
+        aside(|| server.restart());
         // Both processes are known again, though nobody asks for anything.
-        wait_until("both are there", || present(&database) == 2);
+        aside(|| wait_until("both are there", || present(&database) == 2));
         let held = desks[0].ask(|session| session.board.held()).await.expect("it is there again");
         assert_eq!(held, [both.clone()]);
         assert_eq!(desks[1].ask(|session| session.board.waiting().count()).await.expect("kept"), 4);
@@ -51,10 +51,10 @@ fn while_the_server_is_away_those_who_ask_are_told_and_those_who_wait_go_on_wait
         let waiter = desk.clone();
         let waiter = tokio::spawn(async move { acquire(&waiter, &json!({"pool": "acct", "wait": "60s"})).await });
         waiting(&desk, 1).await;
-        server.stop();
+        aside(|| server.stop());
         let refused = desk.ask(|_| ()).await.expect_err("it is away");
         assert!(refused.0.contains("cannot reach the PostgreSQL server"), "{refused}");
-        server.start_again();
+        aside(|| server.start_again());
         desk.ask(move |session| session.board.release(&first.id, None)).await.expect("kept").expect("released");
         waiter.await.expect("it ends").expect("granted");
     });

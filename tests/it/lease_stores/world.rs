@@ -1,6 +1,7 @@
 //! A place where leases are kept, and processes that share it.
 
 use std::future::Future;
+use std::time::Instant;
 
 use isolane::address::Variables;
 use isolane::desk::Desk;
@@ -14,6 +15,7 @@ use isolane::ledger::{self, Writer};
 use isolane::provider::open_store;
 use serde_json::{Value, json};
 
+use crate::lab::program::PATIENCE;
 use crate::lab::{Database, Lab, Program, Server, wait_until};
 
 /// Makes two tests of each function: one over the ledger, one over a server.
@@ -74,7 +76,7 @@ impl World {
     /// Waits until the store knows of one process only.
     pub fn wait_until_alone(&self) {
         if let Some(database) = &self.database {
-            wait_until("one process is there", || present(database) == 1);
+            aside(|| wait_until("one process is there", || present(database) == 1));
         }
     }
 }
@@ -97,6 +99,11 @@ pub fn run<T>(work: impl Future<Output = T>) -> T {
     runtime.block_on(work)
 }
 
+/// Does something that blocks, and may use the driver, amid what is asynchronous.
+pub fn aside<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(work).join()).expect("it ends well")
+}
+
 pub fn ask(text: &Value) -> Ask {
     Ask::from_json(text.to_string().as_bytes()).expect("an ask")
 }
@@ -107,7 +114,9 @@ pub async fn acquire(desk: &Desk, text: &Value) -> Result<Lease, Refusal> {
 
 /// Until so many wait.
 pub async fn waiting(desk: &Desk, number: usize) {
+    let deadline = Instant::now() + PATIENCE;
     while desk.ask(|session| session.board.waiting().count()).await.expect("kept") < number {
+        assert!(Instant::now() < deadline, "waited in vain until {number} wait");
         tokio::task::yield_now().await;
     }
 }

@@ -60,7 +60,8 @@ impl Session {
         let (client, last) = transaction.last();
         let kept = match done {
             Ok(()) => client.simple_query(&last).map(drop).map_err(|error| {
-                if error.as_db_error().is_some() {
+                // The server says so of what it refuses; of a session that it ends it is not known.
+                if error.code().is_some_and(|code| !code.code().starts_with("57P")) {
                     return error.into();
                 }
                 StoreError("the PostgreSQL server went away before it said whether this is kept; ask again".to_owned())
