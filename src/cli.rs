@@ -364,6 +364,12 @@ pub struct LeasesArgs {
     /// The service that has them, an `isolane serve`; its token is in ISOLANE_TOKEN [default: $ISOLANE_LEASES, else the ledger]
     #[arg(long, value_name = "URL")]
     pub leases: Option<String>,
+    /// The PostgreSQL database that keeps pools and leases for several machines, in place of the run and the ledger [$ISOLANE_STORE]
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+    /// The PostgreSQL database with the tables whose rows are items [$DATABASE_URL]
+    #[arg(long, value_name = "URL")]
+    database_url: Option<String>,
     #[command(flatten)]
     ledger: LedgerArgs,
 }
@@ -372,7 +378,8 @@ impl LeasesArgs {
     /// What the flags say, and where the configuration is.
     pub fn choices(self) -> (Choices, Option<PathBuf>) {
         let (choices, config) = self.ledger.choices();
-        (Choices { leases: self.leases, ..choices }, config)
+        let database_urls = self.database_url.into_iter().collect();
+        (Choices { leases: self.leases, store: self.store, database_urls, ..choices }, config)
     }
 }
 

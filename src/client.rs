@@ -13,19 +13,21 @@ use crate::api::{leases, pools};
 use crate::desk::Desk;
 use crate::error::{ExitCode, Stop, one_line};
 use crate::lease::refusal;
+use crate::lease::store::Store;
 use crate::ledger::lease::LedgerStore;
 use crate::ledger::{self, Writer};
 use crate::remote::Remote;
 use crate::secret::Vault;
-use crate::settings::Settings;
+use crate::settings::{Settings, StoreAddress};
 use crate::stock::{self, Stock};
+use crate::provider::open_store;
 
 /// Where requests go.
 #[derive(Debug)]
 pub enum Client {
     /// To a run, over its socket.
     Run(PathBuf),
-    /// To the ledger itself.
+    /// To the ledger itself, or to another store.
     Ledger(Box<Here>),
     /// To a service, over the network.
     Service(Box<There>),
@@ -48,8 +50,8 @@ pub struct Here {
     stock: Stock,
     is_tended: Cell<bool>,
     runtime: tokio::runtime::Runtime,
-    writer: Writer,
-    thread: Option<JoinHandle<Option<rusqlite::Error>>>,
+    /// What writes the ledger, where it is that.
+    writer: Option<(Writer, JoinHandle<Option<rusqlite::Error>>)>,
 }
 
 /// An answer.
@@ -75,10 +77,14 @@ impl Answer {
 }
 
 impl Client {
-    /// The run that this process is in, or else the service of these settings, or else their
-    /// ledger, with the pools of the configuration.
+    /// The store that a flag names, or else the run that this process is in, or else the service, the
+    /// store or the ledger of these settings, with the pools of the configuration.
     pub fn new(settings: &Settings) -> anyhow::Result<Self> {
-        if let Some(socket) = settings.variables.get("ISOLANE_SOCKET").filter(|path| !path.is_empty()) {
+        let store = settings.store.as_ref();
+        let socket = settings.variables.get("ISOLANE_SOCKET").filter(|path| !path.is_empty());
+        if let Some(socket) = socket
+            && store.is_none_or(|store| store.place != StoreAddress::FLAG)
+        {
             return Ok(Self::Run(PathBuf::from(socket)));
         }
         if let Some(server) = &settings.leases {
@@ -86,22 +92,33 @@ impl Client {
             let remote = Remote::new(server.clone()).map_err(|away| Stop::with(ExitCode::Unavailable, away))?;
             return Ok(Self::Service(Box::new(There { remote, runtime })));
         }
+        if let Some(StoreAddress { url, place }) = store {
+            return Self::here(open_store(url, place, &settings.variables, &settings.cwd)?, None, settings);
+        }
         let path = &settings.ledger;
         let cannot = |error: &anyhow::Error| {
             Stop::usage(format!("cannot use the ledger {}: {}", path.display(), one_line(error)))
         };
         let (writer, thread) = Writer::start(ledger::open(path).map_err(|error| cannot(&error))?);
-        let desk = Desk::new(Box::new(LedgerStore::new(writer.clone(), path)), None);
+        Self::here(Box::new(LedgerStore::new(writer.clone(), path)), Some((writer, thread)), settings)
+    }
+
+    fn here(
+        store: Box<dyn Store>,
+        writer: Option<(Writer, JoinHandle<Option<rusqlite::Error>>)>,
+        settings: &Settings,
+    ) -> anyhow::Result<Self> {
+        let desk = Desk::new(store, None);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let clock = desk.clone();
         runtime.spawn(async move { clock.keep_time().await });
-        runtime.block_on(crate::pools::configure(&desk, &settings.pools))?;
+        runtime.block_on(crate::pools::configure(&desk, settings))?;
         let counter = leases::Counter::open(desk.clone());
         let stock = Stock::new(&desk, None, Vault::new(settings.secrets()), false);
         let router =
             leases::routes(counter.clone()).merge(pools::routes(counter)).merge(pools::fill_routes(stock.clone()));
         let is_tended = Cell::new(false);
-        Ok(Self::Ledger(Box::new(Here { router, desk, stock, is_tended, runtime, writer, thread: Some(thread) })))
+        Ok(Self::Ledger(Box::new(Here { router, desk, stock, is_tended, runtime, writer })))
     }
 
     /// Asks, and waits for the answer.
@@ -148,8 +165,8 @@ impl Drop for Here {
             }
         }
         // What was answered is written; this only leaves the file as a whole.
-        self.writer.close();
-        if let Some(thread) = self.thread.take() {
+        if let Some((writer, thread)) = self.writer.take() {
+            writer.close();
             let _ = thread.join();
         }
     }

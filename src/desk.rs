@@ -2,9 +2,9 @@
 //! being written share the next one, so that a safe write of the disk serves many. What happens
 //! to those who wait is told to them when it is kept, and not before.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, oneshot, watch};
@@ -12,12 +12,19 @@ use tokio::sync::{broadcast, oneshot, watch};
 use crate::lease::ask::{Ask, Holder};
 use crate::lease::board::{Answer, Board, News};
 use crate::lease::grant::{Lease, LeaseState};
-use crate::lease::queue::Ticket;
+use crate::lease::queue::{Ticket, Waiter};
 use crate::lease::refusal::Refusal;
 use crate::lease::store::{Store, StoreError, Transaction};
 
 /// How many ends of leases are remembered for a listener that is slow.
 const BACKLOG: usize = 1024;
+
+/// How long what was read from somewhere else counts as what is there.
+const REFRESHED: Duration = Duration::from_millis(500);
+/// How soon a store that failed is tried again for those who wait.
+const RETRY: Duration = Duration::from_secs(1);
+/// How much longer than somebody waits for items they wait for an answer.
+const ANSWER: Duration = Duration::from_secs(15);
 
 /// What somebody who asked for items is told in the end.
 pub type Reply = Result<Lease, Refusal>;
@@ -77,6 +84,24 @@ struct Shared {
     run: Option<String>,
     is_listening: AtomicBool,
     is_used: AtomicBool,
+    /// What reads items again where they come from somewhere else.
+    spring: OnceLock<Spring>,
+    /// Why a transaction was not kept, the last that was not.
+    why: Mutex<Option<StoreError>>,
+}
+
+/// Where items come from that are not only here.
+struct Spring {
+    pools: BTreeSet<String>,
+    read: Box<dyn Fn(&Desk, &[String]) + Send + Sync>,
+    /// When each was read last.
+    seen: Mutex<HashMap<String, Instant>>,
+}
+
+impl std::fmt::Debug for Spring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.pools.fmt(f)
+    }
 }
 
 #[derive(Default)]
@@ -96,6 +121,10 @@ struct Batch {
     alarm: Option<Instant>,
     has_changed: bool,
     has_chores: bool,
+    /// The last place in the line before it.
+    last: Option<Ticket>,
+    /// Places that are gone, of which nobody was told.
+    vanished: Vec<Ticket>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -121,6 +150,8 @@ impl Desk {
             run,
             is_listening: AtomicBool::new(false),
             is_used: AtomicBool::new(false),
+            spring: OnceLock::new(),
+            why: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -131,7 +162,7 @@ impl Desk {
         work: impl FnOnce(&mut Session<'_>) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
         let answer = self.queue(work);
-        answer.await.unwrap_or_else(|_| Err(gone()))
+        answer.await.unwrap_or_else(|_| Err(self.gone()))
     }
 
     /// The same for callers without a runtime.
@@ -140,7 +171,7 @@ impl Desk {
         work: impl FnOnce(&mut Session<'_>) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
         let answer = self.queue(work);
-        answer.blocking_recv().unwrap_or_else(|_| Err(gone()))
+        answer.blocking_recv().unwrap_or_else(|_| Err(self.gone()))
     }
 
     /// Does `work` in a transaction, and goes on.
@@ -165,14 +196,51 @@ impl Desk {
         receiver
     }
 
+    /// Items of these pools come from somewhere else as well: when a request finds none, `read`
+    /// brings them up to date. It may take its time.
+    pub fn refresh_by(&self, pools: BTreeSet<String>, read: impl Fn(&Self, &[String]) + Send + Sync + 'static) {
+        let spring = Spring { pools, read: Box::new(read), seen: Mutex::default() };
+        // A desk is set up once.
+        let _ = self.shared.spring.set(spring);
+    }
+
     /// Asks for items, and waits for them as long as the ask says. Who does not wait any more
     /// when they are there has not got them.
     pub async fn acquire(&self, ask: Ask) -> Result<Reply, StoreError> {
+        let Some(stale) = self.not_seen_lately(&ask) else { return self.acquire_here(ask).await };
+        let at_once = Ask { wait: Duration::ZERO, ..ask.clone() };
+        match self.acquire_here(at_once).await? {
+            Err(Refusal::Unsatisfiable { .. } | Refusal::Exhausted { .. }) => {}
+            reply => return Ok(reply),
+        }
+        let desk = self.clone();
+        let read = move || {
+            if let Some(spring) = desk.shared.spring.get() {
+                (spring.read)(&desk, &stale);
+            }
+        };
+        // What could not be read is as it was, and the refusal says so.
+        let _ = tokio::task::spawn_blocking(read).await;
+        self.acquire_here(ask).await
+    }
+
+    /// The pools of an ask whose items come from somewhere else, and were not read just now.
+    fn not_seen_lately(&self, ask: &Ask) -> Option<Vec<String>> {
+        let spring = self.shared.spring.get()?;
+        let mut seen = locked(&spring.seen);
+        let pools = ask.wants.iter().map(|want| &want.pool).filter(|pool| spring.pools.contains(*pool));
+        let stale: Vec<String> =
+            pools.filter(|pool| seen.get(*pool).is_none_or(|at| at.elapsed() > REFRESHED)).cloned().collect();
+        seen.extend(stale.iter().map(|pool| (pool.clone(), Instant::now())));
+        (!stale.is_empty()).then_some(stale)
+    }
+
+    async fn acquire_here(&self, ask: Ask) -> Result<Reply, StoreError> {
         let (sender, receiver) = oneshot::channel::<Result<Result<Ticket, Box<Reply>>, StoreError>>();
         let (ear, heard) = oneshot::channel();
         let desk = self.clone();
         // With a key, who asked asks again, and finds it.
-        let is_kept = ask.key.is_some();
+        let (is_kept, patience) = (ask.key.is_some(), ask.wait.saturating_add(ANSWER));
         self.push(Box::new(move |session| {
             let answer = match session.board.acquire(ask) {
                 Answer::Granted(lease) => Err(Box::new(Ok(lease))),
@@ -193,15 +261,22 @@ impl Desk {
                 }
             })
         }));
-        let ticket = match receiver.await.unwrap_or_else(|_| Err(gone()))? {
+        let ticket = match receiver.await.unwrap_or_else(|_| Err(self.gone()))? {
             Err(reply) => return Ok(*reply),
             Ok(ticket) => ticket,
         };
         self.listen();
         let mut place = Place { desk: self, ticket, is_left: is_kept };
-        let reply = heard.await.map(|reply| *reply).map_err(|_| gone());
+        // A store that is away for long tells nobody that the time is over.
+        let Ok(reply) = tokio::time::timeout(patience, heard).await else { return Err(self.gone()) };
         place.is_left = true;
-        reply
+        reply.map(|reply| *reply).map_err(|_| self.gone())
+    }
+
+    /// Why there is no answer.
+    fn gone(&self) -> StoreError {
+        let why = locked(&self.shared.why).clone();
+        why.unwrap_or_else(|| StoreError("the store has not kept it; ask again".to_owned()))
     }
 
     /// Nobody is there to take what was granted.
@@ -309,7 +384,8 @@ impl Desk {
     /// A transaction is over.
     fn over(&self, batch: Batch, kept: &Result<(), StoreError>) {
         let Shared { is_due, is_stale, ears, ended, alarm, changed, chores, jobs, .. } = &*self.shared;
-        if kept.is_err() {
+        if let Err(error) = kept {
+            *locked(&self.shared.why) = Some(error.clone());
             is_stale.store(true, Ordering::Release);
             // A store that broke down may not have come to it.
             is_due.store(false, Ordering::Release);
@@ -320,8 +396,13 @@ impl Desk {
         if kept.is_err() {
             let left = std::mem::take(&mut locked(jobs).0);
             drop(left);
-            // Who waits asks again.
-            locked(ears).clear();
+            let mut ears = locked(ears);
+            // Who came just then has no place, and asks again. All others keep theirs.
+            ears.retain(|ticket, _| batch.last.is_none_or(|last| *ticket <= last));
+            if !ears.is_empty() {
+                let again = Instant::now() + RETRY;
+                alarm.send_if_modified(|at| at.is_none_or(|at| at > again) && at.replace(again) != Some(again));
+            }
             return;
         }
         for news in batch.news {
@@ -332,6 +413,10 @@ impl Desk {
                     let _ = ended.send(Arc::new(lease));
                 }
             }
+        }
+        for ticket in batch.vanished {
+            // Who waits there asks again.
+            locked(ears).remove(&ticket);
         }
         alarm.send_if_modified(|at| std::mem::replace(at, batch.alarm) != batch.alarm);
         if batch.has_changed {
@@ -358,16 +443,25 @@ impl Shared {
         let mut board = locked(&self.board);
         let head = transaction.head()?;
         let known = board.version();
+        let mut has_absorbed = false;
         let is_ahead = known > head.version;
-        if self.is_stale.swap(false, Ordering::AcqRel) || is_ahead || board.version() == 0 {
+        let is_stale = self.is_stale.swap(false, Ordering::AcqRel);
+        if is_stale || is_ahead || board.version() == 0 {
             *board = Board::new(&self.store.owner(), self.run.as_deref());
             board.absorb(head, transaction.rows(None)?);
-            board.take_news();
+            let news = board.take_news().into_iter();
+            batch.news = news.filter(|news| matches!(news, News::Granted(..))).collect();
+            if is_stale {
+                self.leave_lost_places(&mut board);
+            }
+            has_absorbed = true;
         } else if board.version() < head.version {
             let rows = transaction.rows(Some(board.version()))?;
             board.absorb(head, rows);
+            has_absorbed = true;
         }
         let before = head.version;
+        batch.last = Some(head.ticket);
         for other in board.others() {
             if !transaction.is_there(&other) {
                 board.lost_process(&other);
@@ -379,12 +473,37 @@ impl Shared {
             batch.afters.push(job(&mut session));
         }
         let rows = board.finish();
-        batch.news = board.take_news();
+        batch.news.extend(board.take_news());
+        if has_absorbed {
+            // Others may have taken this process for dead.
+            let is_told = |ticket: &Ticket| {
+                batch
+                    .news
+                    .iter()
+                    .any(|news| matches!(news, News::Granted(it, _) | News::Refused(it, _) if it == ticket))
+            };
+            let ears = locked(&self.ears);
+            batch.vanished = ears.keys().filter(|it| !board.is_waiting(**it) && !is_told(it)).copied().collect();
+        }
         batch.has_changed = board.version() > before || !batch.news.is_empty();
         batch.has_chores = board.version() != known && board.has_chores();
         let now = board.now();
         batch.alarm = board.next_end().map(|at| Instant::now() + now.age(at));
         if rows.is_empty() { Ok(()) } else { transaction.write(board.head(), &rows) }
+    }
+}
+
+impl Shared {
+    /// Leaves places that nobody waits in here: whether they were kept was unknown.
+    fn leave_lost_places(&self, board: &mut Board) {
+        let owner = self.store.owner();
+        let ears = locked(&self.ears);
+        let is_lost =
+            |waiter: &&Waiter| waiter.owner == owner && waiter.ask.key.is_none() && !ears.contains_key(&waiter.ticket);
+        let lost: Vec<Ticket> = board.waiting().filter(is_lost).map(|waiter| waiter.ticket).collect();
+        for ticket in lost {
+            board.abandon(ticket);
+        }
     }
 }
 
@@ -408,89 +527,4 @@ impl Drop for Place<'_> {
 pub fn end_all(board: &mut Board, state: LeaseState, whose: &dyn Fn(&Holder) -> bool) {
     board.abandon_all(|ask| whose(&ask.holder));
     board.end_all(state, |lease| whose(&lease.holder));
-}
-
-fn gone() -> StoreError {
-    StoreError("the store has not kept it; ask again".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ledger::{self, Writer, lease::LedgerStore};
-    use serde_json::json;
-
-    fn desk(folder: &std::path::Path) -> (Desk, Writer) {
-        let path = folder.join("ledger.db");
-        let (writer, _) = Writer::start(ledger::open(&path).expect("a ledger"));
-        (Desk::new(Box::new(LedgerStore::new(writer.clone(), &path)), None), writer)
-    }
-
-    fn ask(text: &serde_json::Value) -> Ask {
-        Ask::from_json(text.to_string().as_bytes()).expect("an ask")
-    }
-
-    fn items(n: i64) -> Vec<crate::lease::predicate::Attributes> {
-        (1..=n).map(|id| std::iter::once(("id".to_owned(), json!(id))).collect()).collect()
-    }
-
-    #[tokio::test]
-    async fn who_waits_gets_the_item_when_it_is_released_and_who_left_does_not() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (desk, _writer) = desk(folder.path());
-        desk.ask(|session| session.board.add("acct", items(1), None)).await.expect("kept");
-        let first = desk.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").expect("granted");
-        let refused = desk.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").expect_err("held");
-        assert_eq!(refused.code(), "exhausted");
-        let (leaver, waiter) = (desk.clone(), desk.clone());
-        let leaver = tokio::spawn(async move { leaver.acquire(ask(&json!({"pool": "acct", "wait": "60s"}))).await });
-        while desk.ask(|session| session.board.waiting().count()).await.expect("kept") < 1 {}
-        let waiter = tokio::spawn(async move { waiter.acquire(ask(&json!({"pool": "acct", "wait": "60s"}))).await });
-        while desk.ask(|session| session.board.waiting().count()).await.expect("kept") < 2 {}
-        leaver.abort();
-        let _ = leaver.await;
-        let id = first.id.clone();
-        desk.ask(move |session| session.board.release(&id, None)).await.expect("kept").expect("released");
-        let second = waiter.await.expect("it ends").expect("kept").expect("granted");
-        assert!(second.fence > first.fence);
-        let id = first.id.clone();
-        assert_eq!(desk.ask(move |session| session.board.release(&id, None)).await.expect("kept"), Ok(()));
-        assert_eq!(desk.ask(|session| session.board.held().len()).await.expect("kept"), 1);
-    }
-
-    #[tokio::test]
-    async fn two_processes_with_one_ledger_see_what_the_other_did() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let ((a, _wa), (b, _wb)) = (desk(folder.path()), desk(folder.path()));
-        a.ask(|session| session.board.add("acct", items(1), None)).await.expect("kept");
-        let lease = a.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").expect("granted");
-        assert!(b.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").is_err());
-        let waiter = b.clone();
-        let waiter = tokio::spawn(async move { waiter.acquire(ask(&json!({"pool": "acct", "wait": "60s"}))).await });
-        while a.ask(|session| session.board.waiting().count()).await.expect("kept") == 0 {}
-        let id = lease.id.clone();
-        a.ask(move |session| session.board.release(&id, Some(lease.fence))).await.expect("kept").expect("released");
-        let second = waiter.await.expect("it ends").expect("kept").expect("granted");
-        let id = second.id.clone();
-        a.ask(move |session| session.board.revoke(&id)).await.expect("kept").expect("revoked");
-        let id = second.id.clone();
-        let lost = b.ask(move |session| session.board.renew(&id, None, None)).await.expect("kept");
-        assert!(matches!(lost, Err(Refusal::Lost { how: "revoked", .. })), "{lost:?}");
-    }
-
-    #[tokio::test]
-    async fn a_lease_ends_by_time_and_its_wait_too() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (desk, _writer) = desk(folder.path());
-        let timer = desk.clone();
-        tokio::spawn(async move { timer.keep_time().await });
-        desk.ask(|session| session.board.add("acct", items(1), None)).await.expect("kept");
-        let lease = desk.acquire(ask(&json!({"pool": "acct", "ttl": "50ms"}))).await.expect("kept").expect("granted");
-        let next = desk.acquire(ask(&json!({"pool": "acct", "wait": "60s"}))).await.expect("kept").expect("granted");
-        assert!(next.acquired_at >= lease.expires_at);
-        let late = desk.acquire(ask(&json!({"pool": "acct", "wait": "50ms"}))).await.expect("kept");
-        assert!(matches!(late, Err(Refusal::Exhausted { waited, .. }) if waited >= Duration::from_millis(50)));
-        let lost = desk.ask(move |session| session.board.renew(&lease.id, None, None)).await.expect("kept");
-        assert!(matches!(lost, Err(Refusal::Lost { how: "expired", .. })), "{lost:?}");
-    }
 }

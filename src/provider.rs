@@ -5,11 +5,13 @@ mod directory;
 mod postgres;
 mod servers;
 mod sqlite;
+mod store;
 
 pub use directory::{Directories, read_label};
-pub use postgres::{Postgres, Server};
+pub use postgres::{Postgres, Server, read_rows};
 pub use servers::{Programs, ServerFolders, Servers, stop_below};
 pub use sqlite::{Sqlite, SqliteFiles};
+pub use store::open as open_store;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;

@@ -183,7 +183,7 @@ async fn attend(
         .map_err(|error| Stop::with(ExitCode::Unavailable, format!("cannot listen on {address}: {error}")))?;
     let address = listener.local_addr()?;
     let desk = Desk::new(Box::new(LedgerStore::new(writer.clone(), &settings.ledger)), None);
-    crate::pools::configure(&desk, &settings.pools).await?;
+    crate::pools::configure(&desk, settings).await?;
     desk.listen();
     if let Some(token) = tokens::first(writer)? {
         say(&format!(

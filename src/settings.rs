@@ -138,6 +138,7 @@ pub struct Choices {
     pub fresh: Option<Fresh>,
     pub url_vars: Vec<String>,
     pub ledger: Option<PathBuf>,
+    pub store: Option<String>,
     pub runner: Option<Runner>,
     pub quiet: Option<bool>,
     pub reports: Vec<PathBuf>,
@@ -164,6 +165,7 @@ impl Choices {
             fresh: self.fresh.or(lower.fresh),
             url_vars: either(self.url_vars, lower.url_vars),
             ledger: self.ledger.or(lower.ledger),
+            store: self.store.or(lower.store),
             runner: self.runner.or(lower.runner),
             quiet: self.quiet.or(lower.quiet),
             reports: if self.reports.is_empty() { lower.reports } else { self.reports },
@@ -187,6 +189,27 @@ pub struct UrlVariable {
     pub addresses: Vec<Address>,
     /// Its text in the user's own environment, if it is set there.
     pub own: Option<String>,
+}
+
+/// The address of a store of leases.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoreAddress {
+    /// The address; a password may be in it.
+    pub url: String,
+    /// The flag or the variable that says so.
+    pub place: &'static str,
+}
+
+impl std::fmt::Debug for StoreAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.place)
+    }
+}
+
+impl StoreAddress {
+    /// The flag that names a store.
+    pub const FLAG: &'static str = "--store";
+    const VARIABLE: &'static str = "ISOLANE_STORE";
 }
 
 /// All that a run needs to know before it starts.
@@ -214,6 +237,8 @@ pub struct Settings {
     pub leases: Option<LeaseServer>,
     /// The ledger's file, absolute.
     pub ledger: PathBuf,
+    /// The database that keeps pools and leases in place of the ledger.
+    pub store: Option<StoreAddress>,
     /// Variables with addresses; the first is the one that `{database_url}` means.
     pub url_variables: Vec<UrlVariable>,
     /// The command that removes what a run with these settings could not, as a shell takes it.
@@ -270,6 +295,9 @@ impl Settings {
             ..Choices::default()
         };
         let flag_urls = flags.database_urls.clone();
+        let of_flag = flags.store.clone().map(|url| StoreAddress { url, place: StoreAddress::FLAG });
+        let of_variable = variables.get(StoreAddress::VARIABLE).filter(|url| !url.is_empty()).cloned();
+        let store = of_flag.or(of_variable.map(|url| StoreAddress { url, place: "the variable ISOLANE_STORE" }));
         let sweep_command = sweep_command(&flags, config, &variables, cwd);
         let file_urls = from_file.database_urls.clone();
         let all = flags.over(from_environment).over(from_file);
@@ -301,6 +329,7 @@ impl Settings {
             pools: all.pools.into_iter().map(|pool| pool.within(cwd)).collect(),
             leases,
             ledger: cwd.join(ledger),
+            store,
             url_variables,
             embedded,
             sweep_command,

@@ -192,7 +192,7 @@ async fn serve(
         async move { stock.tend().await }
     });
     if run.settings.leases.is_none() {
-        pools::configure(desk, &run.settings.pools).await.map_err(|error| Stop::not_started(one_line(&error)))?;
+        pools::configure(desk, &run.settings).await.map_err(|error| Stop::not_started(one_line(&error)))?;
     }
     let undertaker = tokio::spawn(collect_orphans(signal(SignalKind::child())?));
     // SAFETY: it owns its descriptor, which stays open and the same as long as it lives.

@@ -141,7 +141,7 @@ pub enum PoolCommand {
         #[arg(long, value_name = "NAME=VALUE", value_parser = input)]
         input: Vec<(String, String)>,
         #[command(flatten)]
-        ledger: LedgerArgs,
+        ledger: LeasesArgs,
     },
     /// Remove a pool with all its items, unless one is held
     Remove {

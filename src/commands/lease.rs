@@ -1,5 +1,7 @@
 //! `isolane lease` and `isolane pool`.
 
+use std::ffi::OsString;
+
 use anyhow::Context;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Map, Value, json};
@@ -185,13 +187,27 @@ fn client(ledger: LeasesArgs) -> anyhow::Result<(Client, Settings)> {
         "ISOLANE_LEASES",
         "ISOLANE_TOKEN",
         "ISOLANE_SOCKET",
+        "ISOLANE_STORE",
         "WORKER_ID",
         "PYTEST_CURRENT_TEST",
         "USER",
         "LOGNAME",
+        "HOME",
     ];
-    let variables = std::env::vars_os().filter(|(name, _)| wanted.iter().any(|known| name == known));
-    let settings = Settings::fold(choices, config.as_deref(), variables, &cwd)?;
+    let fold = |more: Option<&str>| {
+        // What libpq would complete an address with is wanted too.
+        let is_wanted = |name: &OsString| {
+            let name = name.to_str().unwrap_or_default();
+            wanted.contains(&name) || name.starts_with("PG") || more == Some(name)
+        };
+        let variables = std::env::vars_os().filter(|(name, _)| is_wanted(name));
+        Settings::fold(choices.clone(), config.as_deref(), variables, &cwd)
+    };
+    let mut settings = fold(None)?;
+    // Else a database address that cannot be used does not matter here.
+    if settings.pools.iter().any(|pool| pool.definition.table.is_some()) {
+        settings = fold(Some("DATABASE_URL"))?;
+    }
     Ok((Client::new(&settings)?, settings))
 }
 

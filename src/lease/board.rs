@@ -293,6 +293,11 @@ impl Board {
         self.waiters.values()
     }
 
+    /// Whether somebody has this place in the line.
+    pub fn is_waiting(&self, ticket: Ticket) -> bool {
+        self.waiters.contains_key(&ticket)
+    }
+
     /// All pools.
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
         self.pools.values().map(|it| &it.pool)

@@ -105,6 +105,13 @@ impl Item {
         }
     }
 
+    /// The same in a pool whose items may be rows: they are called by their keys.
+    pub fn of(pool: &str, attributes: Attributes, definition: &Definition) -> Self {
+        let key = definition.table.as_ref().and_then(|table| attributes.get(&table.key)).map(plain);
+        let item = Self::new(pool, attributes);
+        Self { name: key.map_or_else(|| item.name.clone(), Into::into), ..item }
+    }
+
     /// How many more may hold it now.
     pub fn places(&self, definition: &Definition) -> u32 {
         if self.state == ItemState::Free && !self.is_soiled && !self.is_leaving {

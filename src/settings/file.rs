@@ -51,6 +51,7 @@ pub fn read(path: &Path) -> Result<Choices, String> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let template = template(&table)?;
     Ok(Choices {
+        store: None,
         database_urls: strings(&table, "database-url")?,
         isolation: choice(&table, "isolation")?,
         // So does what it names.

@@ -105,8 +105,13 @@ fn pool(name: &str, table: &Table, folder: &Path) -> Result<PoolSettings, String
             "`items` come from a list or a file, from a table, or from a generator: leave two of these out".to_owned()
         );
     }
+    let usage = usage(table)?;
+    if rows.is_some() && usage == Usage::Consume && !table.contains_key("retire") {
+        return Err("`retire` is missing: with `table` and use = \"consume\", it is what removes a row that was used"
+            .to_owned());
+    }
     let definition = Definition {
-        usage: usage(table)?,
+        usage,
         ttl: time(table, "ttl")?,
         reset: string(table, "reset")?,
         reset_after: match string(table, "reset-after")?.as_deref() {

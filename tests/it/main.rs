@@ -14,6 +14,7 @@ mod fresh_trouble;
 mod job;
 mod lab;
 mod lease;
+mod lease_stores;
 mod ledger;
 mod nextest;
 mod nextest_errors;

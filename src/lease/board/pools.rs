@@ -48,6 +48,30 @@ impl Board {
         }
     }
 
+    /// Makes the items of a pool the rows of its table as they are now: what is as it was stays as
+    /// it stands, in quarantine too.
+    pub fn refresh(&mut self, name: &str, definition: &Definition, rows: Vec<Attributes>) {
+        let Some(its) = self.pools.get(name) else { return self.configure(name, definition, rows) };
+        let names: BTreeSet<String> =
+            rows.iter().map(|row| Item::of(name, row.clone(), definition).name.to_string()).collect();
+        let gone: Vec<ItemKey> = self
+            .items_of(name)
+            .filter(|item| item.is_configured && !item.is_leaving && !names.contains(&*item.name))
+            .map(|item| item.key)
+            .collect();
+        let is_known = |row: &Attributes| {
+            let key = its.names.get(&Item::of(name, row.clone(), definition).name);
+            key.and_then(|key| self.items.get(key)).is_some_and(|item| *item.attributes == *row && !item.is_leaving)
+        };
+        let changed: Vec<Attributes> = rows.into_iter().filter(|row| !is_known(row)).collect();
+        for attributes in changed {
+            self.put(name, attributes, false, |item| item.is_configured = true);
+        }
+        for key in gone {
+            self.retire_item(key);
+        }
+    }
+
     /// Adds items to a pool, which is made where there is none. One that is there already gets
     /// its attributes, and can be had again if it was in quarantine. How many are new comes back.
     pub fn add(&mut self, pool: &str, items: Vec<Attributes>, origin: Option<&str>) -> usize {
@@ -70,7 +94,7 @@ impl Board {
         by_hand: bool,
         set: impl FnOnce(&mut Item),
     ) -> Option<ItemKey> {
-        let fresh = Item::new(pool, attributes);
+        let fresh = Item::of(pool, attributes, &self.pools.get(pool)?.pool.definition);
         let known = self.pools.get(pool)?.names.get(&fresh.name).and_then(|key| self.items.get(key));
         let mut item = if let Some(known) = known {
             Item { attributes: fresh.attributes, ..known.clone() }
