@@ -28,6 +28,7 @@ mod pytest_crash;
 mod pytest_injection;
 mod readme;
 mod report;
+mod rust_client;
 mod servers;
 mod shared;
 mod shared_rows;
