@@ -12,6 +12,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use crate::lease::ask::{Ask, Holder};
 use crate::lease::board::{Answer, Board, News};
 use crate::lease::grant::{Lease, LeaseState};
+use crate::lease::predicate::Attributes;
 use crate::lease::queue::Ticket;
 use crate::lease::refusal::Refusal;
 use crate::lease::store::{Store, StoreError, Transaction};
@@ -19,8 +20,25 @@ use crate::lease::store::{Store, StoreError, Transaction};
 /// How many ends of leases are remembered for a listener that is slow.
 const BACKLOG: usize = 1024;
 
+/// A lease, with the attributes of its items as they stood in the same transaction.
+#[derive(Clone, Debug)]
+pub struct Granted {
+    /// The lease.
+    pub lease: Lease,
+    /// What its items are like; none for one that is gone.
+    pub attributes: Vec<Option<Arc<Attributes>>>,
+}
+
+impl Granted {
+    /// With what the board knows of its items.
+    pub fn of(lease: Lease, board: &Board) -> Self {
+        let attributes = lease.items.iter().map(|held| board.attributes(held.item)).collect();
+        Self { lease, attributes }
+    }
+}
+
 /// What somebody who asked for items is told in the end.
-pub type Reply = Result<Lease, Refusal>;
+pub type Reply = Result<Granted, Refusal>;
 
 type After = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 type Job = Box<dyn FnOnce(&mut Session<'_>) -> After + Send>;
@@ -90,9 +108,15 @@ impl std::fmt::Debug for Jobs {
 #[derive(Default)]
 struct Batch {
     afters: Vec<After>,
-    news: Vec<News>,
+    news: Vec<Told>,
     alarm: Option<Instant>,
     has_changed: bool,
+}
+
+/// What is told to somebody who did not ask just then.
+enum Told {
+    Reply(Ticket, Box<Reply>),
+    Ended(Arc<Lease>),
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -171,7 +195,7 @@ impl Desk {
         let is_kept = ask.key.is_some();
         self.push(Box::new(move |session| {
             let answer = match session.board.acquire(ask) {
-                Answer::Granted(lease) => Err(Box::new(Ok(lease))),
+                Answer::Granted(lease) => Err(Box::new(Ok(Granted::of(lease, session.board)))),
                 Answer::Refused(refusal) => Err(Box::new(Err(refusal))),
                 Answer::Waits(ticket) => {
                     locked(session.ears).insert(ticket, ear);
@@ -202,7 +226,7 @@ impl Desk {
 
     /// Nobody is there to take what was granted.
     fn take_back(&self, reply: Reply) {
-        if let Ok(lease) = reply {
+        if let Ok(Granted { lease, .. }) = reply {
             self.tell(move |session| {
                 let _ = session.board.release(&lease.id, None);
             });
@@ -317,10 +341,9 @@ impl Desk {
         }
         for news in batch.news {
             match news {
-                News::Granted(ticket, lease) => self.reply(ticket, Ok(lease)),
-                News::Refused(ticket, refusal) => self.reply(ticket, Err(refusal)),
-                News::Ended(lease) => {
-                    let _ = ended.send(Arc::new(lease));
+                Told::Reply(ticket, reply) => self.reply(ticket, *reply),
+                Told::Ended(lease) => {
+                    let _ = ended.send(lease);
                 }
             }
         }
@@ -333,7 +356,7 @@ impl Desk {
     fn reply(&self, ticket: Ticket, reply: Reply) {
         let ear = locked(&self.shared.ears).remove(&ticket);
         if let Some(Err(reply)) = ear.map(|ear| ear.send(Box::new(reply)))
-            && (*reply).as_ref().is_ok_and(|lease| lease.key.is_none())
+            && (*reply).as_ref().is_ok_and(|granted| granted.lease.key.is_none())
         {
             self.take_back(*reply);
         }
@@ -366,7 +389,12 @@ impl Shared {
             batch.afters.push(job(&mut session));
         }
         let rows = board.finish();
-        batch.news = board.take_news();
+        let told = |news, board: &Board| match news {
+            News::Granted(ticket, lease) => Told::Reply(ticket, Box::new(Ok(Granted::of(lease, board)))),
+            News::Refused(ticket, refusal) => Told::Reply(ticket, Box::new(Err(refusal))),
+            News::Ended(lease) => Told::Ended(Arc::new(lease)),
+        };
+        batch.news = board.take_news().into_iter().map(|news| told(news, &board)).collect();
         batch.has_changed = board.version() > before || !batch.news.is_empty();
         let now = board.now();
         batch.alarm = board.next_end().map(|at| Instant::now() + now.age(at));
@@ -425,7 +453,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (desk, _writer) = desk(folder.path());
         desk.ask(|session| session.board.add("acct", items(1), None)).await.expect("kept");
-        let first = desk.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").expect("granted");
+        let first = desk.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").expect("granted").lease;
         let refused = desk.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").expect_err("held");
         assert_eq!(refused.code(), "exhausted");
         let (leaver, waiter) = (desk.clone(), desk.clone());
@@ -437,7 +465,7 @@ mod tests {
         let _ = leaver.await;
         let id = first.id.clone();
         desk.ask(move |session| session.board.release(&id, None)).await.expect("kept").expect("released");
-        let second = waiter.await.expect("it ends").expect("kept").expect("granted");
+        let second = waiter.await.expect("it ends").expect("kept").expect("granted").lease;
         assert!(second.fence > first.fence);
         let id = first.id.clone();
         assert_eq!(desk.ask(move |session| session.board.release(&id, None)).await.expect("kept"), Ok(()));
@@ -449,14 +477,14 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let ((a, _wa), (b, _wb)) = (desk(folder.path()), desk(folder.path()));
         a.ask(|session| session.board.add("acct", items(1), None)).await.expect("kept");
-        let lease = a.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").expect("granted");
+        let lease = a.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").expect("granted").lease;
         assert!(b.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").is_err());
         let waiter = b.clone();
         let waiter = tokio::spawn(async move { waiter.acquire(ask(&json!({"pool": "acct", "wait": "60s"}))).await });
         while a.ask(|session| session.board.waiting().count()).await.expect("kept") == 0 {}
         let id = lease.id.clone();
         a.ask(move |session| session.board.release(&id, Some(lease.fence))).await.expect("kept").expect("released");
-        let second = waiter.await.expect("it ends").expect("kept").expect("granted");
+        let second = waiter.await.expect("it ends").expect("kept").expect("granted").lease;
         let id = second.id.clone();
         a.ask(move |session| session.board.revoke(&id)).await.expect("kept").expect("revoked");
         let id = second.id.clone();
@@ -471,8 +499,10 @@ mod tests {
         let timer = desk.clone();
         tokio::spawn(async move { timer.keep_time().await });
         desk.ask(|session| session.board.add("acct", items(1), None)).await.expect("kept");
-        let lease = desk.acquire(ask(&json!({"pool": "acct", "ttl": "50ms"}))).await.expect("kept").expect("granted");
-        let next = desk.acquire(ask(&json!({"pool": "acct", "wait": "60s"}))).await.expect("kept").expect("granted");
+        let lease =
+            desk.acquire(ask(&json!({"pool": "acct", "ttl": "50ms"}))).await.expect("kept").expect("granted").lease;
+        let next =
+            desk.acquire(ask(&json!({"pool": "acct", "wait": "60s"}))).await.expect("kept").expect("granted").lease;
         assert!(next.acquired_at >= lease.expires_at);
         let late = desk.acquire(ask(&json!({"pool": "acct", "wait": "50ms"}))).await.expect("kept");
         assert!(matches!(late, Err(Refusal::Exhausted { waited, .. }) if waited >= Duration::from_millis(50)));
