@@ -16,6 +16,7 @@ mod lab;
 
 mod capture;
 mod cleanup;
+mod leases;
 mod rows;
 mod touches;
 
@@ -30,7 +31,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let parts: [(&str, fn()); 12] = [
+    let parts: [(&str, fn()); 13] = [
         ("pytest", pytest),
         ("nextest", nextest),
         ("start", start),
@@ -43,6 +44,7 @@ fn main() {
         ("suite", capture::suite),
         ("touches", touches::touches),
         ("rows", rows::rows),
+        ("leases", leases::leases),
     ];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {
