@@ -5,6 +5,7 @@ mod bad_input;
 mod cleanup;
 mod commands;
 mod environment;
+mod example_leases;
 mod exit;
 mod fresh;
 mod fresh_runners;
