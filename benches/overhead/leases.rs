@@ -150,18 +150,18 @@ impl Round {
 fn round<W: FnMut()>(client: impl Fn(usize) -> W + Sync) -> Round {
     let (is_over, ready) = (AtomicBool::new(false), Barrier::new(CLIENTS + 1));
     let mut seconds = 0.0;
+    let work = |n| {
+        let mut pair = client(n);
+        let mut times = Vec::new();
+        ready.wait();
+        while !is_over.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            pair();
+            times.push(began.elapsed().as_secs_f64());
+        }
+        times
+    };
     let all: Vec<Vec<f64>> = std::thread::scope(|scope| {
-        let work = |n| {
-            let mut pair = client(n);
-            let mut times = Vec::new();
-            ready.wait();
-            while !is_over.load(Ordering::Relaxed) {
-                let began = Instant::now();
-                pair();
-                times.push(began.elapsed().as_secs_f64());
-            }
-            times
-        };
         let work = &work;
         let threads: Vec<_> = (0..CLIENTS).map(|n| scope.spawn(move || work(n))).collect();
         ready.wait();
