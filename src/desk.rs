@@ -444,7 +444,7 @@ mod tests {
         Ask::from_json(text.to_string().as_bytes()).expect("an ask")
     }
 
-    fn items(n: i64) -> Vec<crate::lease::predicate::Attributes> {
+    fn items(n: i64) -> Vec<Attributes> {
         (1..=n).map(|id| std::iter::once(("id".to_owned(), json!(id))).collect()).collect()
     }
 
