@@ -12,6 +12,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use crate::lease::ask::{Ask, Holder};
 use crate::lease::board::{Answer, Board, News};
 use crate::lease::grant::{Lease, LeaseState};
+use crate::lease::predicate::Attributes;
 use crate::lease::queue::{Ticket, Waiter};
 use crate::lease::refusal::Refusal;
 use crate::lease::store::{Store, StoreError, Transaction};
@@ -26,8 +27,25 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How much longer than somebody waits for items they wait for an answer.
 const ANSWER: Duration = Duration::from_secs(15);
 
+/// A lease, with the attributes of its items as they stood in the same transaction.
+#[derive(Clone, Debug)]
+pub struct Granted {
+    /// The lease.
+    pub lease: Lease,
+    /// What its items are like; none for one that is gone.
+    pub attributes: Vec<Option<Arc<Attributes>>>,
+}
+
+impl Granted {
+    /// With what the board knows of its items.
+    pub fn of(lease: Lease, board: &Board) -> Self {
+        let attributes = lease.items.iter().map(|held| board.attributes(held.item)).collect();
+        Self { lease, attributes }
+    }
+}
+
 /// What somebody who asked for items is told in the end.
-pub type Reply = Result<Lease, Refusal>;
+pub type Reply = Result<Granted, Refusal>;
 
 type After = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 type Job = Box<dyn FnOnce(&mut Session<'_>) -> After + Send>;
@@ -117,7 +135,7 @@ impl std::fmt::Debug for Jobs {
 #[derive(Default)]
 struct Batch {
     afters: Vec<After>,
-    news: Vec<News>,
+    news: Vec<Told>,
     alarm: Option<Instant>,
     has_changed: bool,
     has_chores: bool,
@@ -125,6 +143,12 @@ struct Batch {
     last: Option<Ticket>,
     /// Places that are gone, of which nobody was told.
     vanished: Vec<Ticket>,
+}
+
+/// What is told to somebody who did not ask just then.
+enum Told {
+    Reply(Ticket, Box<Reply>),
+    Ended(Arc<Lease>),
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -243,7 +267,7 @@ impl Desk {
         let (is_kept, patience) = (ask.key.is_some(), ask.wait.saturating_add(ANSWER));
         self.push(Box::new(move |session| {
             let answer = match session.board.acquire(ask) {
-                Answer::Granted(lease) => Err(Box::new(Ok(lease))),
+                Answer::Granted(lease) => Err(Box::new(Ok(Granted::of(lease, session.board)))),
                 Answer::Refused(refusal) => Err(Box::new(Err(refusal))),
                 Answer::Waits(ticket) => {
                     locked(session.ears).insert(ticket, ear);
@@ -281,7 +305,7 @@ impl Desk {
 
     /// Nobody is there to take what was granted.
     fn take_back(&self, reply: Reply) {
-        if let Ok(lease) = reply {
+        if let Ok(Granted { lease, .. }) = reply {
             self.tell(move |session| {
                 let _ = session.board.release(&lease.id, None);
             });
@@ -407,10 +431,9 @@ impl Desk {
         }
         for news in batch.news {
             match news {
-                News::Granted(ticket, lease) => self.reply(ticket, Ok(lease)),
-                News::Refused(ticket, refusal) => self.reply(ticket, Err(refusal)),
-                News::Ended(lease) => {
-                    let _ = ended.send(Arc::new(lease));
+                Told::Reply(ticket, reply) => self.reply(ticket, *reply),
+                Told::Ended(lease) => {
+                    let _ = ended.send(lease);
                 }
             }
         }
@@ -430,7 +453,7 @@ impl Desk {
     fn reply(&self, ticket: Ticket, reply: Reply) {
         let ear = locked(&self.shared.ears).remove(&ticket);
         if let Some(Err(reply)) = ear.map(|ear| ear.send(Box::new(reply)))
-            && (*reply).as_ref().is_ok_and(|lease| lease.key.is_none())
+            && (*reply).as_ref().is_ok_and(|granted| granted.lease.key.is_none())
         {
             self.take_back(*reply);
         }
@@ -444,13 +467,14 @@ impl Shared {
         let head = transaction.head()?;
         let known = board.version();
         let mut has_absorbed = false;
+        let mut reloaded: Vec<News> = Vec::new();
         let is_ahead = known > head.version;
         let is_stale = self.is_stale.swap(false, Ordering::AcqRel);
         if is_stale || is_ahead || board.version() == 0 {
             *board = Board::new(&self.store.owner(), self.run.as_deref());
             board.absorb(head, transaction.rows(None)?);
             let news = board.take_news().into_iter();
-            batch.news = news.filter(|news| matches!(news, News::Granted(..))).collect();
+            reloaded = news.filter(|news| matches!(news, News::Granted(..))).collect();
             if is_stale {
                 self.leave_lost_places(&mut board);
             }
@@ -473,18 +497,22 @@ impl Shared {
             batch.afters.push(job(&mut session));
         }
         let rows = board.finish();
-        batch.news.extend(board.take_news());
+        let mut news = std::mem::take(&mut reloaded);
+        news.extend(board.take_news());
         if has_absorbed {
             // Others may have taken this process for dead.
             let is_told = |ticket: &Ticket| {
-                batch
-                    .news
-                    .iter()
-                    .any(|news| matches!(news, News::Granted(it, _) | News::Refused(it, _) if it == ticket))
+                news.iter().any(|news| matches!(news, News::Granted(it, _) | News::Refused(it, _) if it == ticket))
             };
             let ears = locked(&self.ears);
             batch.vanished = ears.keys().filter(|it| !board.is_waiting(**it) && !is_told(it)).copied().collect();
         }
+        let told = |news, board: &Board| match news {
+            News::Granted(ticket, lease) => Told::Reply(ticket, Box::new(Ok(Granted::of(lease, board)))),
+            News::Refused(ticket, refusal) => Told::Reply(ticket, Box::new(Err(refusal))),
+            News::Ended(lease) => Told::Ended(Arc::new(lease)),
+        };
+        batch.news = news.into_iter().map(|news| told(news, &board)).collect();
         batch.has_changed = board.version() > before || !batch.news.is_empty();
         batch.has_chores = board.version() != known && board.has_chores();
         let now = board.now();

@@ -17,6 +17,7 @@ mod lab;
 mod capture;
 mod cleanup;
 mod leases;
+mod postgres_leases;
 mod rows;
 mod touches;
 
@@ -31,7 +32,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let parts: [(&str, fn()); 13] = [
+    let parts: [(&str, fn()); 14] = [
         ("pytest", pytest),
         ("nextest", nextest),
         ("start", start),
@@ -44,7 +45,8 @@ fn main() {
         ("suite", capture::suite),
         ("touches", touches::touches),
         ("rows", rows::rows),
-        ("leases-postgres", leases::postgres),
+        ("leases", leases::leases),
+        ("leases-postgres", postgres_leases::postgres),
     ];
     for (name, part) in parts {
         if wanted.is_empty() || wanted.iter().any(|word| word == name) {

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::problem::Problem;
-use crate::desk::Desk;
+use crate::desk::{Desk, Granted};
 use crate::lease::ask::{self, Ask, Holder};
 use crate::lease::board::Board;
 use crate::lease::grant::{Lease, LeaseState};
@@ -67,21 +67,18 @@ async fn acquire(State(counter): State<Counter>, request: Request) -> Result<Res
     let body = axum::body::to_bytes(body, super::LONGEST_BODY).await.map_err(Problem::too_large)?;
     let mut ask = Ask::from_json(&body).map_err(Problem::malformed)?;
     (counter.introduce)(&parts.extensions, &mut ask.holder);
-    let lease = counter.desk.acquire(ask).await??;
-    Ok((StatusCode::CREATED, Json(granted(&counter.desk, &lease).await?)).into_response())
+    let granted = counter.desk.acquire(ask).await??;
+    Ok((StatusCode::CREATED, Json(document(&granted))).into_response())
 }
 
 /// What a holder gets: the attributes of each item, and what proves that they are its.
-async fn granted(desk: &Desk, lease: &Lease) -> Result<Value, Problem> {
-    let keys: Vec<_> = lease.items.iter().map(|held| held.item).collect();
-    let attributes =
-        desk.ask(move |session| keys.iter().map(|key| session.board.attributes(*key)).collect::<Vec<_>>()).await?;
+fn document(Granted { lease, attributes }: &Granted) -> Value {
     let items: Vec<Value> = attributes.iter().map(|its| json!(its.as_deref())).collect();
     let names: Vec<_> = lease.items.iter().map(|held| json!({"pool": &*held.pool, "item": &*held.name})).collect();
-    Ok(json!({
+    json!({
         "id": lease.id, "items": items, "fence": lease.fence, "state": lease.state.as_str(),
         "acquired_at": lease.acquired_at.to_string(), "expires_at": lease.expires_at.to_string(), "names": names,
-    }))
+    })
 }
 
 /// A lease as the view `leases` has it: a row for each item.
@@ -188,10 +185,9 @@ async fn renew(State(counter): State<Counter>, Path(id): Path<String>, body: Byt
     }
     let renewed = counter.desk.ask(move |session| {
         session.recall(&id);
-        session.board.renew(&id, fence, ttl)
+        session.board.renew(&id, fence, ttl).map(|lease| Granted::of(lease, session.board))
     });
-    let lease = renewed.await??;
-    Ok(Json(granted(&counter.desk, &lease).await?))
+    Ok(Json(document(&renewed.await??)))
 }
 
 #[derive(Deserialize)]

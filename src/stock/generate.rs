@@ -168,7 +168,7 @@ impl Stock {
             () = self.halted() => return Err(Failure::Lacks("it was called off".to_owned())),
         };
         match reply {
-            Ok(lease) => Ok(Some(lease)),
+            Ok(granted) => Ok(Some(granted.lease)),
             Err(refusal @ (Refusal::Exhausted { .. } | Refusal::Deadlock { .. })) => {
                 Err(Failure::Lacks(format!("it needs others: {refusal}")))
             }

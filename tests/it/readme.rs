@@ -5,8 +5,13 @@ use std::path::Path;
 
 use crate::lab::Lab;
 
-const READMES: [&str; 4] =
-    ["README.md", "examples/README.md", "examples/shop-pytest/README.md", "examples/shop-nextest/README.md"];
+const READMES: [&str; 5] = [
+    "README.md",
+    "examples/README.md",
+    "examples/shop-pytest/README.md",
+    "examples/shop-nextest/README.md",
+    "examples/leases/README.md",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

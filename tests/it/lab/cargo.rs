@@ -1,5 +1,8 @@
 //! Small crates without dependencies, for nextest and cargo test.
 
+use std::fs;
+use std::path::Path;
+
 use super::{Lab, Program, witness};
 
 impl Lab {
@@ -10,6 +13,23 @@ impl Lab {
         self.file("src/witness.rs", witness::RUST);
         let imports = "#[allow(unused_imports)] use crate::witness;";
         self.file("src/lib.rs", &format!("#[cfg(test)] mod witness;\n#[cfg(test)] mod tests {{ {imports}\n{tests} }}"))
+    }
+
+    /// The same with the Rust client, which is in the folder `client` then. What it depends on is
+    /// what isolane itself was built from, so nothing is downloaded.
+    pub fn cargo_with_client(&self, name: &str, tests: &str) -> &Self {
+        let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let client = project.join("shims/rust");
+        let read = |path: &Path| fs::read_to_string(path).expect("a file of the project");
+        self.cargo(name, tests);
+        self.file("Cargo.toml", &(manifest(name) + "[dependencies]\nisolane-client = { path = \"client\" }\n"));
+        self.file("Cargo.lock", &read(&project.join("Cargo.lock")));
+        self.file("client/Cargo.toml", &read(&client.join("Cargo.toml")));
+        for entry in fs::read_dir(client.join("src")).expect("a folder").flatten() {
+            let file = Path::new("client/src").join(entry.file_name());
+            self.file(file.to_str().expect("text"), &read(&entry.path()));
+        }
+        self
     }
 
     /// `isolane run -- cargo nextest run ARGS…`.

@@ -79,14 +79,18 @@ pub fn runner_variable() -> String {
     format!("CARGO_TARGET_{}_RUNNER", host_triple().to_uppercase().replace('-', "_"))
 }
 
+/// Where cargo keeps what it has downloaded.
+pub fn cargo_home() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").expect("a home folder")).join(".cargo");
+    std::env::var_os("CARGO_HOME").map_or_else(home, PathBuf::from)
+}
+
 /// The folder of `cargo-nextest`.
 pub fn nextest_bin() -> &'static Path {
     static BIN: OnceLock<PathBuf> = OnceLock::new();
     BIN.get_or_init(|| {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-        let home = home.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo")));
-        let folders = std::env::split_paths(&path).chain(home.map(|home| home.join("bin")));
+        let folders = std::env::split_paths(&path).chain([cargo_home().join("bin")]);
         let found = folders.into_iter().find(|bin| bin.join("cargo-nextest").exists());
         found.expect("cargo-nextest is missing: run tests/run, which installs it")
     })

@@ -62,6 +62,9 @@ fn definition() -> Definition {
             guard: Guard::Refuse,
         }),
         folder: "/somewhere".into(),
+        timeout: Some(9),
+        trouble: None,
+        is_going: true,
     }
 }
 

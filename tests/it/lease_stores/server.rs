@@ -30,7 +30,7 @@ fn a_server_that_was_restarted_lost_no_lease_and_no_place_in_the_line() {
         desks[0].ask(move |session| session.board.release(&both.id, None)).await.expect("kept").expect("released");
         let mut fences = Vec::new();
         for (number, waiter) in waiters.into_iter().enumerate() {
-            let lease = waiter.await.expect("it ends").expect("kept").expect("granted");
+            let lease = waiter.await.expect("it ends").expect("kept").expect("granted").lease;
             fences.push(lease.fence);
             desks[number % 2].ask(move |it| it.board.release(&lease.id, None)).await.expect("kept").expect("released");
         }

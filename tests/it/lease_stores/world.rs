@@ -109,7 +109,7 @@ pub fn ask(text: &Value) -> Ask {
 }
 
 pub async fn acquire(desk: &Desk, text: &Value) -> Result<Lease, Refusal> {
-    desk.acquire(ask(text)).await.expect("kept")
+    desk.acquire(ask(text)).await.expect("kept").map(|granted| granted.lease)
 }
 
 /// Until so many wait.
