@@ -52,6 +52,14 @@
 //! the failing test and afterwards. Rows that the run made among the user's own go as everything
 //! goes, in the sweep; the server's log alone is enough for that.
 //!
+//! # A service of leases
+//!
+//! [`mod@serve`] opens the same API to other machines: pools, leases and runs of its own ledger,
+//! over TCP with or without TLS, for tokens with roles. A run with `--leases` passes on there what
+//! is asked at its socket (`api/forward`, over [`remote`]), says who died, and says that it lives
+//! as often as what it keeps needs it. The watchdog says it all ended where the supervisor cannot;
+//! where nobody is left, time ends it.
+//!
 //! # Whatever dies
 //!
 //! Every promise is known to three: the supervisor, the ledger on the disk, and the watchdog,

@@ -101,7 +101,7 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     let signals = Signals::listen()?;
     process::become_subreaper()?;
     let progress = Arc::new(Progress::begin());
-    let started = start::start(settings, command, recognised, &signals).map_err(|error| match signals.read() {
+    let mut started = start::start(settings, command, recognised, &signals).map_err(|error| match signals.read() {
         Ok(Some(arrival)) => came_early(arrival.signal),
         _ => error,
     })?;
@@ -124,7 +124,7 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     drop(runtime);
     drop(keeper);
     harvester.stop();
-    free_leases(&run, &desk);
+    started.notices.extend(free_leases(&run, &desk));
     let served = match served.and_then(|served| stopped.map(|()| served)) {
         Ok(served) => served,
         Err(error) => {
@@ -313,15 +313,17 @@ fn home(
 }
 
 /// Nobody of the run lives any more who could hold anything.
-fn free_leases(run: &Run, desk: &Desk) {
+fn free_leases(run: &Run, desk: &Desk) -> Option<String> {
+    let id = run.id.to_string();
     if let Some(server) = &run.settings.leases {
-        // The service frees by time what it is not told of.
-        let _ = remote::run_ended(server, &run.id.to_string());
-    } else if desk.is_used() {
-        let id = run.id.to_string();
+        let told = remote::run_ended(server, &id);
+        return told.err().map(|away| format!("{}: what the run held there ends by time", one_line(&away)));
+    }
+    if desk.is_used() {
         // What cannot be written is freed by the next run, or by time.
         let _ = desk.holder_died_blocking(move |holder| holder.run.as_deref() == Some(id.as_str()));
     }
+    None
 }
 
 /// Leaves what was made for the next run to that.
