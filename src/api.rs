@@ -115,14 +115,13 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
 /// Serves the API until the task is dropped.
 pub async fn serve(listener: UnixListener, api: Arc<Api>) -> std::io::Result<()> {
     let introduce = introduction(&api);
-    let leases = match &api.remote {
-        Some(remote) => forward::routes(Arc::clone(remote), introduce),
-        None => {
-            let counter = Counter { desk: api.desk.clone(), introduce };
-            leases::routes(counter.clone())
-                .merge(pools::routes(counter))
-                .merge(pools::fill_routes(api.stock.clone()))
-        }
+    let leases = if let Some(remote) = &api.remote {
+        forward::routes(Arc::clone(remote), introduce)
+    } else {
+        let counter = Counter { desk: api.desk.clone(), introduce };
+        leases::routes(counter.clone())
+            .merge(pools::routes(counter))
+            .merge(pools::fill_routes(api.stock.clone()))
     };
     let ledger = api.run.settings.ledger.clone();
     let router = Router::new()

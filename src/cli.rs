@@ -362,7 +362,7 @@ pub struct LedgerArgs {
 #[derive(Debug, Args)]
 pub struct LeasesArgs {
     /// The service that has them, an `isolane serve`; its token is in ISOLANE_TOKEN [default: $ISOLANE_LEASES, else the ledger]
-    #[arg(long, value_name = "URL")]
+    #[arg(id = "service", long = "leases", value_name = "URL")]
     pub leases: Option<String>,
     /// The PostgreSQL database that keeps pools and leases for several machines, in place of the run and the ledger [$ISOLANE_STORE]
     #[arg(long, value_name = "URL")]

@@ -62,6 +62,14 @@
 //! the API says so to the desk. The [`client`] is how commands ask: over the run's socket, or in
 //! their own process.
 //!
+//! # A service of leases
+//!
+//! [`mod@serve`] opens the same API to other machines: pools, leases and runs of its own ledger,
+//! over TCP with or without TLS, for tokens with roles. A run with `--leases` passes on there what
+//! is asked at its socket (`api/forward`, over [`remote`]), says who died, and says that it lives
+//! as often as what it keeps needs it. The watchdog says it all ended where the supervisor cannot;
+//! where nobody is left, time ends it.
+//!
 //! # Whatever dies
 //!
 //! Every promise is known to three: the supervisor, the ledger on the disk, and the watchdog,

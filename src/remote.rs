@@ -27,7 +27,7 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// How long between two tries to reach a service that is away.
 const PAUSE: Duration = Duration::from_secs(1);
 /// For how long the end of a run is told to a service that is away.
-const LAST_TRIES: Duration = Duration::from_secs(10);
+const LAST_TRIES: Duration = Duration::from_secs(5);
 
 /// The service does not answer, or not as it should.
 #[derive(Debug, thiserror::Error)]

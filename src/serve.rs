@@ -58,6 +58,9 @@ pub struct Options {
     pub rate: u32,
 }
 
+/// When the store was looked at last, and whether it could be written.
+type Health = (Instant, Result<(), String>);
+
 /// What the service answers from.
 #[derive(Clone, Debug)]
 pub struct Service {
@@ -71,7 +74,7 @@ pub struct Service {
     pub stopping: watch::Receiver<bool>,
     metrics: Arc<Metrics>,
     writer: Writer,
-    health: Arc<Mutex<Option<(Instant, Result<(), String>)>>>,
+    health: Arc<Mutex<Option<Health>>>,
 }
 
 /// Everything that is served.

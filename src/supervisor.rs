@@ -127,7 +127,7 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
     drop(runtime);
     drop(keeper);
     harvester.stop();
-    free_leases(&run, &desk);
+    started.notices.extend(free_leases(&run, &desk));
     started.notices.extend(stock.settle(stock::SETTLING));
     let served = match served.and_then(|served| stopped.map(|()| served)) {
         Ok(served) => served,
@@ -324,15 +324,17 @@ fn home(
 }
 
 /// Nobody of the run lives any more who could hold anything.
-fn free_leases(run: &Run, desk: &Desk) {
+fn free_leases(run: &Run, desk: &Desk) -> Option<String> {
+    let id = run.id.to_string();
     if let Some(server) = &run.settings.leases {
-        // The service frees by time what it is not told of.
-        let _ = remote::run_ended(server, &run.id.to_string());
-    } else if desk.is_used() {
-        let id = run.id.to_string();
+        let told = remote::run_ended(server, &id);
+        return told.err().map(|away| format!("{}: what the run held there ends by time", one_line(&away)));
+    }
+    if desk.is_used() {
         // What cannot be written is freed by the next run, or by time.
         let _ = desk.holder_died_blocking(move |holder| holder.run.as_deref() == Some(id.as_str()));
     }
+    None
 }
 
 /// Leaves what was made for the next run to that.

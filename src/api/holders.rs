@@ -49,8 +49,7 @@ struct Whose {
 impl Whose {
     fn is(&self, holder: &Holder) -> bool {
         let is_worker = self.worker.is_none() || self.worker == holder.worker;
-        let token = holder.client.as_deref().map(|client| client.split('/').next().unwrap_or(client));
-        self.token.as_deref() == token && holder.run.as_deref() == Some(self.run.as_str()) && is_worker
+        self.token.as_deref() == holder.party() && holder.run.as_deref() == Some(self.run.as_str()) && is_worker
     }
 }
 

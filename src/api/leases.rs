@@ -14,7 +14,7 @@ use axum::extract::{Path, Query, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -36,6 +36,18 @@ pub struct Counter {
     pub desk: Desk,
     /// Who asks.
     pub introduce: Arc<Introduce>,
+}
+
+/// By which token a request comes that may not touch what came by others: in its extensions.
+#[derive(Clone, Debug)]
+pub struct Party(pub Arc<str>);
+
+/// Whether a request may touch this lease; what is another's is not there for it.
+fn check(board: &Board, id: &str, party: Option<Extension<Party>>) -> Result<(), Refusal> {
+    let is_anothers = |Extension(Party(party))| {
+        board.lease(id).is_some_and(|lease| lease.holder.party().is_some_and(|its| *its != *party))
+    };
+    if party.is_some_and(is_anothers) { Err(Refusal::LeaseUnknown { lease: id.to_owned() }) } else { Ok(()) }
 }
 
 impl std::fmt::Debug for Counter {
@@ -176,7 +188,12 @@ impl Proof {
     }
 }
 
-async fn renew(State(counter): State<Counter>, Path(id): Path<String>, body: Bytes) -> Result<Json<Value>, Problem> {
+async fn renew(
+    State(counter): State<Counter>,
+    Path(id): Path<String>,
+    party: Option<Extension<Party>>,
+    body: Bytes,
+) -> Result<Json<Value>, Problem> {
     let Proof { fence, ttl } = Proof::read(&body)?;
     let ttl =
         ttl.filter(|ttl| !ttl.is_null()).map(|ttl| ask::duration(&ttl)).transpose().map_err(Problem::malformed)?;
@@ -185,6 +202,7 @@ async fn renew(State(counter): State<Counter>, Path(id): Path<String>, body: Byt
     }
     let renewed = counter.desk.ask(move |session| {
         session.recall(&id);
+        check(session.board, &id, party)?;
         session.board.renew(&id, fence, ttl).map(|lease| Granted::of(lease, session.board))
     });
     Ok(Json(document(&renewed.await??)))
@@ -199,11 +217,13 @@ async fn release(
     State(counter): State<Counter>,
     Path(id): Path<String>,
     Query(query): Query<FenceQuery>,
+    party: Option<Extension<Party>>,
     body: Bytes,
 ) -> Result<StatusCode, Problem> {
     let fence = query.fence.or(Proof::read(&body)?.fence);
     let released = counter.desk.ask(move |session| {
         session.recall(&id);
+        check(session.board, &id, party)?;
         session.board.release(&id, fence)
     });
     released.await??;

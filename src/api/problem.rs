@@ -1,6 +1,6 @@
 //! Problem documents (RFC 9457), with a stable `code`.
 
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
@@ -58,6 +58,11 @@ impl IntoResponse for Problem {
         document.extend(self.details);
         let body = Value::Object(document).to_string();
         let code = axum::Extension(Code(self.code));
-        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], code, body).into_response()
+        let mut response =
+            (self.status, [(header::CONTENT_TYPE, "application/problem+json")], code, body).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
     }
 }

@@ -43,6 +43,18 @@ impl Holder {
     }
 }
 
+impl Holder {
+    /// By which token it came, where it came through a service: what its client's name begins with.
+    pub fn party(&self) -> Option<&str> {
+        self.client.as_deref().and_then(|client| client.split('/').next())
+    }
+
+    /// Among whose requests one key stands for one request.
+    pub fn circle(&self) -> (Option<String>, Option<String>) {
+        (self.run.clone(), self.party().map(str::to_owned))
+    }
+}
+
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let worker = self.worker.as_deref().or(self.client.as_deref());

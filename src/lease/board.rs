@@ -58,6 +58,9 @@ struct Ending {
     fence: u64,
 }
 
+/// A run and a party: see [`super::ask::Holder::circle`].
+type Circle = (Option<String>, Option<String>);
+
 /// A pool and its items.
 #[derive(Debug)]
 struct PoolOnBoard {
@@ -92,8 +95,8 @@ pub struct Board {
     leases: HashMap<String, Lease>,
     /// Leases by the time at which something has to be done about them.
     by_due: BTreeSet<(Timestamp, String)>,
-    /// Leases by their runs and the keys that they were asked for with.
-    by_key: HashMap<(Option<String>, String), String>,
+    /// Leases by whose they are and the keys that they were asked for with.
+    by_key: HashMap<(Circle, String), String>,
     /// The leases that have an item.
     holders: HashMap<ItemKey, Vec<String>>,
     ended: HashMap<String, Ending>,
@@ -406,7 +409,7 @@ impl Board {
     fn enter(&mut self, lease: Lease) {
         self.by_due.insert((self.due(&lease), lease.id.clone()));
         if let Some((key, _)) = &lease.key {
-            self.by_key.insert((lease.holder.run.clone(), key.clone()), lease.id.clone());
+            self.by_key.insert((lease.holder.circle(), key.clone()), lease.id.clone());
         }
         for held in &lease.items {
             self.holders.entry(held.item).or_default().push(lease.id.clone());
@@ -427,7 +430,7 @@ impl Board {
         self.makers.remove(id);
         self.by_due.remove(&(self.due(&lease), lease.id.clone()));
         if let Some((key, _)) = &lease.key {
-            self.by_key.remove(&(lease.holder.run.clone(), key.clone()));
+            self.by_key.remove(&(lease.holder.circle(), key.clone()));
         }
         for held in &lease.items {
             if let Some(holders) = self.holders.get_mut(&held.item) {

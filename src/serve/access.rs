@@ -14,6 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
+use crate::api::leases::Party;
 use crate::api::problem::Problem;
 use crate::clock::Timestamp;
 use crate::ledger::token::{Role, Token};
@@ -86,9 +87,12 @@ impl Access {
         let hash = hash(token);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.at.is_none_or(|at| at.elapsed() > FRESH) {
-            let unreadable = |why| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", why);
-            known.tokens = (self.read)().map_err(unreadable)?;
+            known.tokens = self.tokens()?;
             known.at = Some(Instant::now());
+        }
+        if find(&known.tokens, &hash).is_none() {
+            // It may have been made just now.
+            known.tokens = self.tokens()?;
         }
         let Some(found) = find(&known.tokens, &hash) else {
             return Err(unauthorized("this token is not known here; `isolane serve --new-token NAME` makes one"));
@@ -97,6 +101,10 @@ impl Access {
             return Err(unauthorized("this token has expired; `isolane serve --new-token NAME` makes another"));
         }
         Ok(Caller { name: found.name.as_str().into(), role: found.role })
+    }
+
+    fn tokens(&self) -> Result<Vec<Token>, Problem> {
+        (self.read)().map_err(|why| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", why))
     }
 
     /// Counts a request; how long to wait where there were too many.
@@ -172,6 +180,9 @@ pub async fn guard(State(access): State<Arc<Access>>, mut request: Request, next
         let detail = format!("the token {} has the role {}, and this takes {needed}", caller.name, caller.role);
         let problem = Problem::new(StatusCode::FORBIDDEN, "forbidden", detail);
         return refuse(problem, Some("insufficient_scope"));
+    }
+    if caller.role < Role::Admin {
+        request.extensions_mut().insert(Party(Arc::clone(&caller.name)));
     }
     request.extensions_mut().insert(caller);
     next.run(request).await

@@ -20,7 +20,7 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 /// How long a handshake may take, and how long the head of a request may be awaited.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long after the stop the rest may take to finish.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long it rests where no connection can be taken, because there are no descriptors left.

@@ -89,9 +89,7 @@ pub async fn waits(State(stopping): State<watch::Receiver<bool>>, request: Reque
         response = next.run(request) => response,
         () = stopped(stopping) => {
             let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the service stops; ask again");
-            let mut response = problem.into_response();
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-            response
+            problem.into_response()
         }
     }
 }

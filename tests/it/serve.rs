@@ -201,6 +201,11 @@ fn two_who_are_elsewhere_have_one_item_after_the_other() {
     service.elsewhere(&a, "pool add acct x").run().assert_code(1).assert_says("this takes admin");
     service.elsewhere("wrong", "pool list").run().assert_code(1).assert_says("not known here");
     acquire(&a, "--where id=3").run().assert_code(65);
+    let id = next[0]["lease_id"].as_str().expect("an id");
+    service.elsewhere(&a, &format!("lease release {id}")).run().assert_code(1).assert_says("there is no lease");
+    service.elsewhere(&a, &format!("lease renew {id}")).run().assert_code(1);
+    service.elsewhere(&b, &format!("lease renew {id} --ttl 1h")).run().assert_code(0);
+    service.elsewhere(&service.admin, &format!("lease release {id}")).run().assert_code(0);
     let url = service.url.clone();
     drop(service);
     let away = lab.isolane(&format!("lease acquire acct --leases {url}")).run().assert_code(69);

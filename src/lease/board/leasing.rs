@@ -74,12 +74,14 @@ impl Board {
     fn repeated(&mut self, ask: &Ask) -> Option<Answer> {
         let key = ask.key.as_ref()?;
         let mismatch = || Answer::Refused(Refusal::KeyMismatch { key: key.clone() });
-        if let Some(id) = self.by_key.get(&(ask.holder.run.clone(), key.clone())) {
+        if let Some(id) = self.by_key.get(&(ask.holder.circle(), key.clone())) {
             let lease = self.leases.get(id)?;
             let is_same = lease.key.as_ref().is_some_and(|(_, substance)| *substance == ask.substance());
             return Some(if is_same { Answer::Granted(lease.clone()) } else { mismatch() });
         }
-        let is_its = |waiter: &&Waiter| waiter.ask.key.as_ref() == Some(key) && waiter.ask.holder.run == ask.holder.run;
+        let is_its = |waiter: &&Waiter| {
+            waiter.ask.key.as_ref() == Some(key) && waiter.ask.holder.circle() == ask.holder.circle()
+        };
         let waiter = self.waiters.values().find(is_its)?;
         if waiter.ask.substance() != ask.substance() {
             return Some(mismatch());
