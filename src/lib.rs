@@ -52,6 +52,13 @@
 //! the failing test and afterwards. Rows that the run made among the user's own go as everything
 //! goes, in the sweep; the server's log alone is enough for that.
 //!
+//! # Test data that is leased
+//!
+//! [`lease`] has the rules, the [`desk`] the transactions. The [`stock`] runs what pools say is to
+//! be run: `reset` after use, `retire` in the end, a `generator` for what is asked for and for some
+//! ahead. What is begun stands in the store under the name of the process that does it; whoever
+//! looks there next after its death goes on, and first kills what that had started.
+//!
 //! # Whatever dies
 //!
 //! Every promise is known to three: the supervisor, the ledger on the disk, and the watchdog,
@@ -67,7 +74,7 @@
 //!
 //! Modules are listed bottom to top, and a file uses only what stands above it in the
 //! list (`tests/it/tidy.rs` checks it). Drivers stay in their provider's file, SQL about
-//! isolane's own tables in the ledger, async code in `keeper`, `api` and `supervisor`.
+//! isolane's own tables in the ledger, async code in `desk`, `stock`, `keeper`, `api` and `supervisor`.
 //!
 //! # What is deliberately absent
 //!
