@@ -8,16 +8,17 @@ use serde_json::{Value, json};
 use crate::lab::program::{Outcome, wait_until};
 use crate::lab::{Lab, alive_in, no_rows};
 
-/// Makes a folder for each item, and prints what it was given.
+/// Makes a folder for each item, with a number that none had before, and prints what it was given.
 const MAKER: &str = r#"import json, os, sys
 given = json.load(sys.stdin)
 n = 1
 while True:
     try:
-        os.makedirs(f"things/{n}")
+        os.makedirs(f"numbers/{n}")
         break
     except FileExistsError:
         n += 1
+os.makedirs(f"things/{n}")
 print("a line of the log", file=sys.stderr)
 print(json.dumps({"id": n, "given": given}))
 "#;
