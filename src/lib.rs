@@ -62,6 +62,11 @@
 //! the API says so to the desk. The [`client`] is how commands ask: over the run's socket, or in
 //! their own process.
 //!
+//! The [`stock`] runs what pools say is to
+//! be run: `reset` after use, `retire` in the end, a `generator` for what is asked for and for some
+//! ahead. What is begun stands in the store under the name of the process that does it; whoever
+//! looks there next after its death goes on, and first kills what that had started.
+//!
 //! # A service of leases
 //!
 //! [`mod@serve`] opens the same API to other machines: pools, leases and runs of its own ledger,
@@ -85,7 +90,7 @@
 //!
 //! Modules are listed bottom to top, and a file uses only what stands above it in the
 //! list (`tests/it/tidy.rs` checks it). Drivers stay in their provider's file, SQL about
-//! isolane's own tables in the ledger, async code in `desk`, `keeper`, `api` and `supervisor`.
+//! isolane's own tables in the ledger, async code in `desk`, `stock`, `keeper`, `api` and `supervisor`.
 //!
 //! # What is deliberately absent
 //!

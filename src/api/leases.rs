@@ -1,6 +1,7 @@
 //! Leases over HTTP: asking, renewing, releasing, revoking, and looking at who has what.
 //!
-//! * `POST /v1/leases` asks for items, and waits for them where it says so.
+//! * `POST /v1/leases` asks for items, and waits for them where it says so. What a generator can
+//!   make is made, and that is waited for in any case.
 //! * `GET /v1/leases` lists the leases that are held, `GET /v1/waiters` those who wait and for whom.
 //! * `GET /v1/leases/{id}?wait=30s` answers when the lease has ended, or after that time.
 //! * `POST /v1/leases/{id}/renew`, `DELETE /v1/leases/{id}`, `POST /v1/leases/{id}/revoke`.

@@ -58,7 +58,7 @@ pub enum LeaseCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Within `isolane run`, the lease is the running test's worker's, and ends when that dies. Elsewhere it ends
-after --ttl.
+after --ttl. A pool with a generator makes what is not there, also for who does not --wait for others.
 Exit code: 75 all are held, or waited in vain; 65 no item is like that; 69 there is no such pool, or nobody answers.
 
 Examples:

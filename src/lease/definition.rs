@@ -217,11 +217,6 @@ impl Definition {
         Duration::from_secs(self.timeout.unwrap_or(TIMEOUT))
     }
 
-    /// Whether anything is to be done for its items by commands.
-    pub fn has_commands(&self) -> bool {
-        self.reset.is_some() || self.retire.is_some() || self.generator.is_some()
-    }
-
     /// Whether more items can be made.
     pub fn can_make(&self, has: usize) -> bool {
         let makes = |generator: &Generator| generator.maximum.is_none_or(|most| has < most as usize);

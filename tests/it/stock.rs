@@ -37,7 +37,7 @@ fn an_item_is_reset_after_each_use_and_its_command_knows_it() {
     assert_eq!(states(&lab, "acct"), ["free"]);
     // What is given back within a run is free for who waits there.
     let script = "isolane lease acquire acct --format csv > got; id=$(sed -n 2p got | cut -d, -f1)
-        isolane lease acquire acct --wait 30s > second & isolane lease release $id && wait $!";
+        isolane lease release $id && isolane lease acquire acct --wait 30s > second";
     lab.sh("", script).run().assert_code(0);
     assert_eq!(lines(&lab, "log").len(), 3, "after each of two, the second at the end of the run");
     assert_eq!(states(&lab, "acct"), ["free"]);

@@ -8,16 +8,17 @@ use serde_json::{Value, json};
 use crate::lab::program::{Outcome, wait_until};
 use crate::lab::{Lab, alive_in, no_rows};
 
-/// Makes a folder for each item, and prints what it was given.
+/// Makes a folder for each item, with a number that none had before, and prints what it was given.
 const MAKER: &str = r#"import json, os, sys
 given = json.load(sys.stdin)
 n = 1
 while True:
     try:
-        os.makedirs(f"things/{n}")
+        os.makedirs(f"numbers/{n}")
         break
     except FileExistsError:
         n += 1
+os.makedirs(f"things/{n}")
 print("a line of the log", file=sys.stderr)
 print(json.dumps({"id": n, "given": given}))
 "#;
@@ -194,6 +195,29 @@ fn a_generator_may_fail_in_every_way_and_each_is_one_clear_line() {
         refused(&lab, generator).assert_says(why);
         assert_eq!(count(&lab, "thing", ""), "0", "{generator}");
     }
+}
+
+#[test]
+fn what_comes_out_otherwise_than_it_was_asked_for_is_said_and_stays_in_the_pool() {
+    let lab = Lab::new();
+    pool_of(&lab, "echo x >> tries; echo '{\"id\": 1, \"colour\": \"red\"}'");
+    let mail = lab.isolane("lease acquire thing --where mail? --wait 20s").run().assert_code(69);
+    mail.assert_says("the generator of pool thing made none: it made 1, which is not mail?");
+    assert_eq!((lab.read("tries"), count(&lab, "thing", "")), ("x\n".to_owned(), "1".to_owned()));
+}
+
+#[test]
+fn a_run_that_is_killed_while_it_makes_something_frees_what_that_needed() {
+    let lab = Lab::new();
+    lab.file("isolane.toml", &COMPOSED.replace("python maker.py", "touch began; sleep 600"));
+    let running = lab.sh("", "isolane lease acquire thing").start();
+    wait_until("the generator runs", || lab.path("began").exists());
+    assert_eq!(lab.value("SELECT count(*) FROM lease WHERE state = 'held'"), "1");
+    running.signal(nix::sys::signal::Signal::SIGKILL);
+    wait_until("the generator is gone", || alive_in(lab.home()).iter().all(|it| !it.contains("sleep 600")));
+    // The next who looks finds that who had it lives no more.
+    rows(&lab, "lease acquire acct licence --wait 20s");
+    drop(running);
 }
 
 #[test]

@@ -24,7 +24,7 @@ impl Board {
 
     /// Whether commands may have something to do here.
     pub fn has_chores(&self) -> bool {
-        !self.unready.is_empty() || self.pools.values().any(|its| its.pool.definition.has_commands())
+        !self.unready.is_empty() || self.pools.values().any(|its| its.pool.definition.generator.is_some())
     }
 
     /// Takes an item that has to be reset, to do it; nothing where another was faster.
