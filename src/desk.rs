@@ -84,6 +84,8 @@ struct Shared {
     is_used: AtomicBool,
     /// What reads items again where they come from somewhere else.
     spring: OnceLock<Spring>,
+    /// Who is told of a lease before its holder is.
+    guard: OnceLock<Guard>,
     /// Why a transaction was not kept, the last that was not.
     why: Mutex<Option<StoreError>>,
 }
@@ -97,6 +99,21 @@ struct Spring {
 }
 
 impl std::fmt::Debug for Spring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.pools.fmt(f)
+    }
+}
+
+/// Who is told of leases of these pools before their holders are.
+struct Guard {
+    pools: BTreeSet<String>,
+    tell: Arc<Tell>,
+}
+
+/// Tells somebody of a lease, or why not.
+type Tell = dyn Fn(&Lease) -> Result<(), StoreError> + Send + Sync;
+
+impl std::fmt::Debug for Guard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.pools.fmt(f)
     }
@@ -147,6 +164,7 @@ impl Desk {
             is_listening: AtomicBool::new(false),
             is_used: AtomicBool::new(false),
             spring: OnceLock::new(),
+            guard: OnceLock::new(),
             why: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -203,6 +221,11 @@ impl Desk {
     /// Asks for items, and waits for them as long as the ask says. Who does not wait any more
     /// when they are there has not got them.
     pub async fn acquire(&self, ask: Ask) -> Result<Reply, StoreError> {
+        let reply = self.acquire_fresh(ask).await?;
+        self.hand_over(reply).await
+    }
+
+    async fn acquire_fresh(&self, ask: Ask) -> Result<Reply, StoreError> {
         let Some(stale) = self.not_seen_lately(&ask) else { return self.acquire_here(ask).await };
         let at_once = Ask { wait: Duration::ZERO, ..ask.clone() };
         match self.acquire_here(at_once).await? {
@@ -218,6 +241,34 @@ impl Desk {
         // What could not be read is as it was, and the refusal says so.
         let _ = tokio::task::spawn_blocking(read).await;
         self.acquire_here(ask).await
+    }
+
+    /// Leases of these pools are told to `tell` before their holders get them; nobody gets one where
+    /// that fails. It may take its time.
+    pub fn guard_by(
+        &self,
+        pools: BTreeSet<String>,
+        tell: impl Fn(&Lease) -> Result<(), StoreError> + Send + Sync + 'static,
+    ) {
+        let _ = self.shared.guard.set(Guard { pools, tell: Arc::new(tell) });
+    }
+
+    /// Hands a lease over, when whoever guards it knows of it.
+    async fn hand_over(&self, reply: Reply) -> Result<Reply, StoreError> {
+        let Ok(lease) = &reply else { return Ok(reply) };
+        let Some(guard) = self.shared.guard.get() else { return Ok(reply) };
+        if !lease.items.iter().any(|held| guard.pools.contains(&*held.pool)) {
+            return Ok(reply);
+        }
+        let (tell, told) = (Arc::clone(&guard.tell), lease.clone());
+        let told = tokio::task::spawn_blocking(move || tell(&told)).await;
+        match told.unwrap_or_else(|_| Err(StoreError("the guard broke off".to_owned()))) {
+            Ok(()) => Ok(reply),
+            Err(why) => {
+                self.take_back(reply);
+                Err(why)
+            }
+        }
     }
 
     /// The pools of an ask whose items come from somewhere else, and were not read just now.

@@ -173,6 +173,7 @@ async fn serve(
         let desk = desk.clone();
         async move { desk.keep_time().await }
     });
+    let guard = pools::guard(desk, &run.settings, &run.tag).map_err(|error| Stop::not_started(one_line(&error)))?;
     pools::configure(desk, &run.settings).await.map_err(|error| Stop::not_started(one_line(&error)))?;
     let undertaker = tokio::spawn(collect_orphans(signal(SignalKind::child())?));
     // SAFETY: it owns its descriptor, which stays open and the same as long as it lives.
@@ -196,6 +197,7 @@ async fn serve(
     stories.told().await;
     door.abort();
     clock.abort();
+    guard.iter().for_each(tokio::task::JoinHandle::abort);
     undertaker.abort();
     Ok(Served { ended, began })
 }
