@@ -2,7 +2,9 @@
 //! being written share the next one, so that a safe write of the disk serves many. What happens
 //! to those who wait is told to them when it is kept, and not before.
 
-use std::collections::{BTreeSet, HashMap};
+mod outside;
+
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,12 +17,11 @@ use crate::lease::grant::{Lease, LeaseState};
 use crate::lease::queue::{Ticket, Waiter};
 use crate::lease::refusal::Refusal;
 use crate::lease::store::{Store, StoreError, Transaction};
+use outside::{Guard, Spring};
 
 /// How many ends of leases are remembered for a listener that is slow.
 const BACKLOG: usize = 1024;
 
-/// How long what was read from somewhere else counts as what is there.
-const REFRESHED: Duration = Duration::from_millis(500);
 /// How soon a store that failed is tried again for those who wait.
 const RETRY: Duration = Duration::from_secs(1);
 /// How much longer than somebody waits for items they wait for an answer.
@@ -88,35 +89,6 @@ struct Shared {
     guard: OnceLock<Guard>,
     /// Why a transaction was not kept, the last that was not.
     why: Mutex<Option<StoreError>>,
-}
-
-/// Where items come from that are not only here.
-struct Spring {
-    pools: BTreeSet<String>,
-    read: Box<dyn Fn(&Desk, &[String]) + Send + Sync>,
-    /// When each was read last.
-    seen: Mutex<HashMap<String, Instant>>,
-}
-
-impl std::fmt::Debug for Spring {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.pools.fmt(f)
-    }
-}
-
-/// Who is told of leases of these pools before their holders are.
-struct Guard {
-    pools: BTreeSet<String>,
-    tell: Arc<Tell>,
-}
-
-/// Tells somebody of a lease, or why not.
-type Tell = dyn Fn(&Lease) -> Result<(), StoreError> + Send + Sync;
-
-impl std::fmt::Debug for Guard {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.pools.fmt(f)
-    }
 }
 
 #[derive(Default)]
@@ -210,78 +182,7 @@ impl Desk {
         receiver
     }
 
-    /// Items of these pools come from somewhere else as well: when a request finds none, `read`
-    /// brings them up to date. It may take its time.
-    pub fn refresh_by(&self, pools: BTreeSet<String>, read: impl Fn(&Self, &[String]) + Send + Sync + 'static) {
-        let spring = Spring { pools, read: Box::new(read), seen: Mutex::default() };
-        // A desk is set up once.
-        let _ = self.shared.spring.set(spring);
-    }
-
-    /// Asks for items, and waits for them as long as the ask says. Who does not wait any more
-    /// when they are there has not got them.
-    pub async fn acquire(&self, ask: Ask) -> Result<Reply, StoreError> {
-        let reply = self.acquire_fresh(ask).await?;
-        self.hand_over(reply).await
-    }
-
-    async fn acquire_fresh(&self, ask: Ask) -> Result<Reply, StoreError> {
-        let Some(stale) = self.not_seen_lately(&ask) else { return self.acquire_here(ask).await };
-        let at_once = Ask { wait: Duration::ZERO, ..ask.clone() };
-        match self.acquire_here(at_once).await? {
-            Err(Refusal::Unsatisfiable { .. } | Refusal::Exhausted { .. }) => {}
-            reply => return Ok(reply),
-        }
-        let desk = self.clone();
-        let read = move || {
-            if let Some(spring) = desk.shared.spring.get() {
-                (spring.read)(&desk, &stale);
-            }
-        };
-        // What could not be read is as it was, and the refusal says so.
-        let _ = tokio::task::spawn_blocking(read).await;
-        self.acquire_here(ask).await
-    }
-
-    /// Leases of these pools are told to `tell` before their holders get them; nobody gets one where
-    /// that fails. It may take its time.
-    pub fn guard_by(
-        &self,
-        pools: BTreeSet<String>,
-        tell: impl Fn(&Lease) -> Result<(), StoreError> + Send + Sync + 'static,
-    ) {
-        let _ = self.shared.guard.set(Guard { pools, tell: Arc::new(tell) });
-    }
-
-    /// Hands a lease over, when whoever guards it knows of it.
-    async fn hand_over(&self, reply: Reply) -> Result<Reply, StoreError> {
-        let Ok(lease) = &reply else { return Ok(reply) };
-        let Some(guard) = self.shared.guard.get() else { return Ok(reply) };
-        if !lease.items.iter().any(|held| guard.pools.contains(&*held.pool)) {
-            return Ok(reply);
-        }
-        let (tell, told) = (Arc::clone(&guard.tell), lease.clone());
-        let told = tokio::task::spawn_blocking(move || tell(&told)).await;
-        match told.unwrap_or_else(|_| Err(StoreError("the guard broke off".to_owned()))) {
-            Ok(()) => Ok(reply),
-            Err(why) => {
-                self.take_back(reply);
-                Err(why)
-            }
-        }
-    }
-
-    /// The pools of an ask whose items come from somewhere else, and were not read just now.
-    fn not_seen_lately(&self, ask: &Ask) -> Option<Vec<String>> {
-        let spring = self.shared.spring.get()?;
-        let mut seen = locked(&spring.seen);
-        let pools = ask.wants.iter().map(|want| &want.pool).filter(|pool| spring.pools.contains(*pool));
-        let stale: Vec<String> =
-            pools.filter(|pool| seen.get(*pool).is_none_or(|at| at.elapsed() > REFRESHED)).cloned().collect();
-        seen.extend(stale.iter().map(|pool| (pool.clone(), Instant::now())));
-        (!stale.is_empty()).then_some(stale)
-    }
-
+    /// Asks for items of those that are here.
     async fn acquire_here(&self, ask: Ask) -> Result<Reply, StoreError> {
         let (sender, receiver) = oneshot::channel::<Result<Result<Ticket, Box<Reply>>, StoreError>>();
         let (ear, heard) = oneshot::channel();
@@ -447,6 +348,7 @@ impl Desk {
             }
             return;
         }
+        *locked(&self.shared.why) = None;
         for news in batch.news {
             match news {
                 News::Granted(ticket, lease) => self.reply(ticket, Ok(lease)),

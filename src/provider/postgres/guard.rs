@@ -21,14 +21,15 @@ use crate::name::{Identifier, Lane, Place, RunId, Tag};
 /// What the sessions are called that tell the guard who holds what.
 const APPLICATION: &str = "isolane guard";
 
-/// Puts the guard on these tables, into a schema that is there.
-pub fn install(client: &mut Client, schema: &str, tag: &Tag, tables: &[Table]) -> anyhow::Result<()> {
+/// Puts the guard on these tables, into a schema that is there. Where lanes have no roles of their
+/// own, sessions are told apart by what they call themselves.
+pub fn install(client: &mut Client, schema: &str, tag: &Tag, tables: &[Table], has_roles: bool) -> anyhow::Result<()> {
     let guarded: Vec<&Table> = tables.iter().filter(|table| table.guard != Guard::Off).collect();
     if guarded.is_empty() {
         return Ok(());
     }
     let schema = identifier(schema)?;
-    let mut sql = made(&schema);
+    let mut sql = made(&schema, has_roles);
     let mut names: Vec<&str> = Vec::new();
     for table in guarded {
         if names.contains(&&*table.name) {
@@ -57,7 +58,8 @@ pub fn install(client: &mut Client, schema: &str, tag: &Tag, tables: &[Table]) -
 }
 
 /// What all guarded tables share.
-fn made(schema: &Identifier) -> String {
+fn made(schema: &Identifier, has_roles: bool) -> String {
+    let ours = if has_roles { "session_user::text" } else { "current_setting('application_name')" };
     format!(
         "CREATE TABLE {schema}.leased (tab text NOT NULL, key text NOT NULL, lease_id text NOT NULL, fence bigint NOT NULL,
              who text NOT NULL, holder text NOT NULL, PRIMARY KEY (tab, key, lease_id));
@@ -68,7 +70,7 @@ fn made(schema: &Identifier) -> String {
              SELECT l.* INTO it FROM {schema}.leased l
               WHERE l.tab = TG_ARGV[0] AND (key_ IS NULL OR l.key = key_)
                 AND NOT EXISTS (SELECT FROM {schema}.leased o WHERE o.tab = l.tab AND o.key = l.key
-                                   AND o.who IN (session_user::text, current_setting('application_name')))
+                                   AND o.who = {ours})
               LIMIT 1;
              IF FOUND THEN
                  said := format('%s %s=%s is leased by %s, lease %s, and %s is not its holder',
@@ -113,11 +115,8 @@ impl Guardian {
         // Who has no lane cannot be told from others on the server, so its rows stay unguarded.
         let Some(lane) = lease.holder.lane.filter(|_| is_ours) else { return Ok(()) };
         let who = Place::Lane(Lane(lane)).schema(&self.tag);
-        let rows: Vec<(&str, &str)> = lease
-            .items
-            .iter()
-            .filter_map(|held| Some((&*table_of(&held.pool)?.name, &*held.name)))
-            .collect();
+        let rows: Vec<(&str, &str)> =
+            lease.items.iter().filter_map(|held| Some((&*table_of(&held.pool)?.name, &*held.name))).collect();
         let (tables, keys): (Vec<&str>, Vec<&str>) = rows.into_iter().unzip();
         let fence = i64::try_from(lease.fence).unwrap_or(i64::MAX);
         let sql = format!(

@@ -147,7 +147,7 @@ impl Shared {
             return Ok(());
         }
         let mut client = connection::connect(&connection::config(&self.address, self.server.application())?)?;
-        let installed = guard::install(&mut client, schema, &self.names.tag, &self.guarded);
+        let installed = guard::install(&mut client, schema, &self.names.tag, &self.guarded, self.has_roles());
         let _ = client.close();
         installed
     }
