@@ -2,7 +2,9 @@
 //! being written share the next one, so that a safe write of the disk serves many. What happens
 //! to those who wait is told to them when it is kept, and not before.
 
-use std::collections::{BTreeSet, HashMap};
+mod outside;
+
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,12 +18,11 @@ use crate::lease::predicate::Attributes;
 use crate::lease::queue::{Ticket, Waiter};
 use crate::lease::refusal::Refusal;
 use crate::lease::store::{Store, StoreError, Transaction};
+use outside::{Guard, Spring};
 
 /// How many ends of leases are remembered for a listener that is slow.
 const BACKLOG: usize = 1024;
 
-/// How long what was read from somewhere else counts as what is there.
-const REFRESHED: Duration = Duration::from_millis(500);
 /// How soon a store that failed is tried again for those who wait.
 const RETRY: Duration = Duration::from_secs(1);
 /// How much longer than somebody waits for items they wait for an answer.
@@ -104,22 +105,10 @@ struct Shared {
     is_used: AtomicBool,
     /// What reads items again where they come from somewhere else.
     spring: OnceLock<Spring>,
+    /// Who is told of a lease before its holder is.
+    guard: OnceLock<Guard>,
     /// Why a transaction was not kept, the last that was not.
     why: Mutex<Option<StoreError>>,
-}
-
-/// Where items come from that are not only here.
-struct Spring {
-    pools: BTreeSet<String>,
-    read: Box<dyn Fn(&Desk, &[String]) + Send + Sync>,
-    /// When each was read last.
-    seen: Mutex<HashMap<String, Instant>>,
-}
-
-impl std::fmt::Debug for Spring {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.pools.fmt(f)
-    }
 }
 
 #[derive(Default)]
@@ -175,6 +164,7 @@ impl Desk {
             is_listening: AtomicBool::new(false),
             is_used: AtomicBool::new(false),
             spring: OnceLock::new(),
+            guard: OnceLock::new(),
             why: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -220,45 +210,7 @@ impl Desk {
         receiver
     }
 
-    /// Items of these pools come from somewhere else as well: when a request finds none, `read`
-    /// brings them up to date. It may take its time.
-    pub fn refresh_by(&self, pools: BTreeSet<String>, read: impl Fn(&Self, &[String]) + Send + Sync + 'static) {
-        let spring = Spring { pools, read: Box::new(read), seen: Mutex::default() };
-        // A desk is set up once.
-        let _ = self.shared.spring.set(spring);
-    }
-
-    /// Asks for items, and waits for them as long as the ask says. Who does not wait any more
-    /// when they are there has not got them.
-    pub async fn acquire(&self, ask: Ask) -> Result<Reply, StoreError> {
-        let Some(stale) = self.not_seen_lately(&ask) else { return self.acquire_here(ask).await };
-        let at_once = Ask { wait: Duration::ZERO, ..ask.clone() };
-        match self.acquire_here(at_once).await? {
-            Err(Refusal::Unsatisfiable { .. } | Refusal::Exhausted { .. }) => {}
-            reply => return Ok(reply),
-        }
-        let desk = self.clone();
-        let read = move || {
-            if let Some(spring) = desk.shared.spring.get() {
-                (spring.read)(&desk, &stale);
-            }
-        };
-        // What could not be read is as it was, and the refusal says so.
-        let _ = tokio::task::spawn_blocking(read).await;
-        self.acquire_here(ask).await
-    }
-
-    /// The pools of an ask whose items come from somewhere else, and were not read just now.
-    fn not_seen_lately(&self, ask: &Ask) -> Option<Vec<String>> {
-        let spring = self.shared.spring.get()?;
-        let mut seen = locked(&spring.seen);
-        let pools = ask.wants.iter().map(|want| &want.pool).filter(|pool| spring.pools.contains(*pool));
-        let stale: Vec<String> =
-            pools.filter(|pool| seen.get(*pool).is_none_or(|at| at.elapsed() > REFRESHED)).cloned().collect();
-        seen.extend(stale.iter().map(|pool| (pool.clone(), Instant::now())));
-        (!stale.is_empty()).then_some(stale)
-    }
-
+    /// Asks for items of those that are here.
     async fn acquire_here(&self, ask: Ask) -> Result<Reply, StoreError> {
         let (sender, receiver) = oneshot::channel::<Result<Result<Ticket, Box<Reply>>, StoreError>>();
         let (ear, heard) = oneshot::channel();
@@ -429,6 +381,7 @@ impl Desk {
             }
             return;
         }
+        *locked(&self.shared.why) = None;
         for news in batch.news {
             match news {
                 Told::Reply(ticket, reply) => self.reply(ticket, *reply),

@@ -1,17 +1,21 @@
 //! Pools as the configuration has them, brought to the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use anyhow::anyhow;
+use tokio::task::JoinHandle;
 
 use crate::address::{Address, PostgresAddress};
 use crate::desk::Desk;
-use crate::error::Stop;
-use crate::lease::definition::{Definition, Table};
+use crate::error::{Stop, one_line};
+use crate::lease::definition::{Definition, Guard, Table};
 use crate::lease::predicate::Attributes;
-use crate::provider::read_rows;
+use crate::lease::store::StoreError;
+use crate::name::Tag;
+use crate::provider::{Guardian, read_rows};
 use crate::recipe;
-use crate::settings::{PoolSettings, Settings};
+use crate::settings::{Isolation, PoolSettings, Settings};
 
 /// Makes the pools of a configuration what it says. Nothing is asked where it names none.
 pub async fn configure(desk: &Desk, settings: &Settings) -> anyhow::Result<()> {
@@ -46,6 +50,43 @@ pub async fn configure(desk: &Desk, settings: &Settings) -> anyhow::Result<()> {
     })
     .await
     .map_err(|error| anyhow!("the pools of the configuration cannot be written: {error}"))
+}
+
+/// Tells the guard of a run's tables who holds which rows, until what comes back is aborted;
+/// nothing where no pool has a guard. The guard itself came with the run's log.
+pub fn guard(desk: &Desk, settings: &Settings, tag: &Tag) -> anyhow::Result<Option<JoinHandle<()>>> {
+    let Some(mut tables) = Tables::of(&settings.pools, settings)? else { return Ok(None) };
+    tables.definitions.retain(|_, (_, table)| table.guard != Guard::Off);
+    let Some(name) = tables.definitions.keys().next() else { return Ok(None) };
+    if settings.isolation != Isolation::Shared {
+        return Err(Stop::usage(format!(
+            "pool {name}: `guard` is for tables that workers share, and works with --isolation shared; leave it out, or run so"
+        )));
+    }
+    let guardian = Arc::new(Guardian::new(&tables.address, tag)?);
+    let pools: BTreeSet<String> = tables.definitions.keys().cloned().collect();
+    let (its, guarded) = (Arc::clone(&guardian), pools.clone());
+    desk.guard_by(pools, move |lease| {
+        let table_of = |pool: &str| tables.definitions.get(pool).map(|(_, table)| table);
+        let told = its.holds(lease, table_of);
+        told.map_err(|error| StoreError(format!("the guard of leased rows does not answer: {}", one_line(&error))))
+    });
+    let desk = desk.clone();
+    Ok(Some(tokio::spawn(async move {
+        let mut changes = desk.changes();
+        while changes.changed().await.is_ok() {
+            let pools = guarded.clone();
+            let held = desk.ask(move |session| {
+                let leases = session.board.held();
+                let its = leases.iter().filter(|lease| lease.items.iter().any(|held| pools.contains(&*held.pool)));
+                (its.map(|lease| lease.id.clone()).collect::<Vec<_>>(), session.board.head().fence)
+            });
+            // What could not be told is told after the next change.
+            let Ok((leases, fence)) = held.await else { continue };
+            let guardian = Arc::clone(&guardian);
+            let _ = tokio::task::spawn_blocking(move || guardian.held(&leases, fence)).await;
+        }
+    })))
 }
 
 /// The pools whose items are rows, and the database that these are in.

@@ -8,7 +8,7 @@ mod sqlite;
 mod store;
 
 pub use directory::{Directories, read_label};
-pub use postgres::{Postgres, Server, read_rows};
+pub use postgres::{Guardian, Postgres, Server, read_rows};
 pub use servers::{Programs, ServerFolders, Servers, stop_below};
 pub use sqlite::{Sqlite, SqliteFiles};
 pub use store::open as open_store;

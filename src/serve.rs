@@ -31,10 +31,14 @@ use crate::api::problem::Problem;
 use crate::api::{holders, leases, openapi, pools, runs};
 use crate::desk::Desk;
 use crate::error::{ExitCode, Stop, one_line};
+use crate::lease::store::Store;
 use crate::ledger::lease::LedgerStore;
 use crate::ledger::{self, Durability, Writer, token};
+use crate::provider::open_store;
 use crate::report::say;
-use crate::settings::Settings;
+use crate::secret::Vault;
+use crate::settings::{Settings, StoreAddress};
+use crate::stock::{self, Stock};
 use access::{Access, Caller};
 use door::Door;
 use metrics::Metrics;
@@ -66,6 +70,8 @@ type Health = (Instant, Result<(), String>);
 pub struct Service {
     /// Pools and leases.
     pub desk: Desk,
+    /// What runs the commands of pools.
+    pub stock: Stock,
     /// The ledger's file, from which runs are read.
     pub ledger: PathBuf,
     /// Who may do what.
@@ -86,6 +92,7 @@ pub fn router(service: &Service) -> Router {
         .with_state(service.clone())
         .merge(leases::routes(counter.clone()))
         .merge(pools::routes(counter.clone()))
+        .merge(pools::fill_routes(service.stock.clone()))
         .merge(holders::routes(counter))
         .merge(runs::routes(service.ledger.clone()))
         .merge(openapi::routes())
@@ -185,7 +192,11 @@ async fn attend(
         .await
         .map_err(|error| Stop::with(ExitCode::Unavailable, format!("cannot listen on {address}: {error}")))?;
     let address = listener.local_addr()?;
-    let desk = Desk::new(Box::new(LedgerStore::new(writer.clone(), &settings.ledger)), None);
+    let store: Box<dyn Store> = match &settings.store {
+        Some(StoreAddress { url, place }) => open_store(url, place, &settings.variables, &settings.cwd)?,
+        None => Box::new(LedgerStore::new(writer.clone(), &settings.ledger)),
+    };
+    let desk = Desk::new(store, None);
     crate::pools::configure(&desk, settings).await?;
     desk.listen();
     if let Some(token) = tokens::first(writer)? {
@@ -194,9 +205,11 @@ async fn attend(
             token.reveal()
         ));
     }
+    let stock = Stock::new(&desk, None, Vault::new(settings.secrets()), true);
     let (stop, stopping) = watch::channel(false);
     let service = Service {
         desk: desk.clone(),
+        stock: stock.clone(),
         ledger: settings.ledger.clone(),
         access: Arc::new(Access::new(tokens::reader(&settings.ledger)?, options.rate)),
         stopping: stopping.clone(),
@@ -212,6 +225,10 @@ async fn attend(
         let metrics = Arc::clone(&service.metrics);
         async move { metrics.hear(&desk).await }
     });
+    let tending = tokio::spawn({
+        let stock = stock.clone();
+        async move { stock.tend().await }
+    });
     let scheme = if tls.is_some() { "https" } else { "http" };
     say(&format!("serving {} at {scheme}://{address}", settings.ledger.display()));
     let door = Door { listener, tls, most: options.connections };
@@ -224,6 +241,10 @@ async fn attend(
     let _ = attending.await;
     clock.abort();
     counting.abort();
+    tending.abort();
+    for line in tokio::task::spawn_blocking(move || stock.settle(stock::SETTLING)).await.unwrap_or_default() {
+        say(&line);
+    }
     Ok(0)
 }
 

@@ -191,7 +191,9 @@ async fn serve(
         let stock = stock.clone();
         async move { stock.tend().await }
     });
+    let mut guard = None;
     if run.settings.leases.is_none() {
+        guard = pools::guard(desk, &run.settings, &run.tag).map_err(|error| Stop::not_started(one_line(&error)))?;
         pools::configure(desk, &run.settings).await.map_err(|error| Stop::not_started(one_line(&error)))?;
     }
     let undertaker = tokio::spawn(collect_orphans(signal(SignalKind::child())?));
@@ -217,6 +219,7 @@ async fn serve(
     door.abort();
     clock.abort();
     tender.abort();
+    guard.iter().for_each(tokio::task::JoinHandle::abort);
     undertaker.abort();
     Ok(Served { ended, began })
 }

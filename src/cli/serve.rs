@@ -54,7 +54,13 @@ pub struct ServeArgs {
     /// Remove a token, and end
     #[arg(long, value_name = "NAME")]
     pub remove_token: Option<String>,
-    /// Where the ledger is.
+    /// The PostgreSQL database that keeps pools and leases, for several services that are one [default: $ISOLANE_STORE, else the ledger]
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+    /// The PostgreSQL database with the tables whose rows are items [$DATABASE_URL]
+    #[arg(long, value_name = "URL")]
+    pub database_url: Option<String>,
+    /// Where the ledger is: tokens, runs, and pools and leases where no other store is named.
     #[command(flatten)]
     pub ledger: LedgerArgs,
     /// How to print.

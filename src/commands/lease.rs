@@ -1,6 +1,7 @@
 //! `isolane lease` and `isolane pool`.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use anyhow::Context;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -13,7 +14,7 @@ use crate::error::Stop;
 use crate::lease::ask::{Ask, Holder, Want};
 use crate::lease::predicate::Predicate;
 use crate::report::{Format, Rows, say};
-use crate::settings::Settings;
+use crate::settings::{Choices, Settings};
 use crate::settings::pool::read_items;
 
 /// `isolane lease …`.
@@ -180,6 +181,12 @@ fn item(text: &str) -> anyhow::Result<Value> {
 /// Where requests go, and what is known of this place.
 fn client(ledger: LeasesArgs) -> anyhow::Result<(Client, Settings)> {
     let (choices, config) = ledger.choices();
+    let settings = settings(&choices, config.as_deref())?;
+    Ok((Client::new(&settings)?, settings))
+}
+
+/// What is known of this place.
+pub(super) fn settings(choices: &Choices, config: Option<&Path>) -> anyhow::Result<Settings> {
     let cwd = std::env::current_dir().context("cannot tell the current directory")?;
     // A database address that cannot be used does not matter here.
     let wanted = [
@@ -201,14 +208,14 @@ fn client(ledger: LeasesArgs) -> anyhow::Result<(Client, Settings)> {
             wanted.contains(&name) || name.starts_with("PG") || more == Some(name)
         };
         let variables = std::env::vars_os().filter(|(name, _)| is_wanted(name));
-        Settings::fold(choices.clone(), config.as_deref(), variables, &cwd)
+        Settings::fold(choices.clone(), config, variables, &cwd)
     };
     let mut settings = fold(None)?;
     // Else a database address that cannot be used does not matter here.
     if settings.pools.iter().any(|pool| pool.definition.table.is_some()) {
         settings = fold(Some("DATABASE_URL"))?;
     }
-    Ok((Client::new(&settings)?, settings))
+    Ok(settings)
 }
 
 fn quoted(text: &str) -> String {

@@ -2,21 +2,18 @@
 
 use std::io::Write;
 
-use anyhow::Context;
-
-use super::lease::print;
+use super::lease::{print, settings};
 use crate::cli::serve::ServeArgs;
 use crate::report::say;
 use crate::serve::{self, Options, tokens};
-use crate::settings::Settings;
+use crate::settings::Choices;
 
 /// `isolane serve`.
 pub fn serve(args: ServeArgs) -> anyhow::Result<i32> {
     let (choices, config) = args.ledger.choices();
-    let cwd = std::env::current_dir().context("cannot tell the current directory")?;
-    // A database address that cannot be used does not matter here.
-    let variables = std::env::vars_os().filter(|(name, _)| name == "ISOLANE_LEDGER");
-    let settings = Settings::fold(choices, config.as_deref(), variables, &cwd)?;
+    let database_urls = args.database_url.into_iter().collect();
+    let choices = Choices { store: args.store, database_urls, ..choices };
+    let settings = settings(&choices, config.as_deref())?;
     if let Some(name) = &args.new_token {
         let token = tokens::make(&settings, name, args.role, args.valid_for)?;
         writeln!(std::io::stdout(), "{}", token.reveal())?;

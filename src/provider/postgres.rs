@@ -8,6 +8,7 @@ pub(super) mod connection;
 mod database;
 pub(super) mod dump;
 pub(super) mod facts;
+mod guard;
 mod lease_store;
 mod password;
 mod pool_table;
@@ -41,6 +42,7 @@ use claim::Claim;
 use connection::readable;
 use database::Databases;
 use facts::Facts;
+pub use guard::Guardian;
 pub use lease_store::LeaseStore;
 pub use pool_table::read_rows;
 use renewal::Renewals;
@@ -147,7 +149,7 @@ impl Postgres {
             },
             Isolation::Schema => (Self::schemas(&server, address, &facts, &names, root, track)?, "as asked".to_owned()),
             Isolation::Shared => {
-                let shared = Shared::new(&server, address, &facts, &names, track)?;
+                let shared = Shared::new(&server, address, &facts, &names, settings)?;
                 (Separation::Shared(shared), "as asked".to_owned())
             }
             Isolation::Auto | Isolation::None | Isolation::Server => match facts.no_databases(address) {

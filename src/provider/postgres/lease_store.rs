@@ -66,17 +66,17 @@ impl LeaseStore {
     pub fn open(address: &PostgresAddress) -> anyhow::Result<Self> {
         let config = connection::config(address, APPLICATION)?;
         let (queue, messages) = channel();
-        let (named, names) = channel();
+        let (told, answer) = channel();
         // The driver waits for its answers by itself, which not every caller's thread allows.
         let thread = std::thread::spawn(move || match Session::first(config) {
             Ok((session, name)) => {
-                if named.send(Ok(name)).is_ok() {
+                if told.send(Ok(name)).is_ok() {
                     work(session, &messages);
                 }
             }
-            Err(error) => drop(named.send(Err(error))),
+            Err(error) => drop(told.send(Err(error))),
         });
-        let name = Arc::new(names.recv().unwrap_or_else(|_| Err(anyhow!("the login broke off")))?);
+        let name = Arc::new(answer.recv().unwrap_or_else(|_| Err(anyhow!("the login broke off")))?);
         let is_over = Arc::new(AtomicBool::new(false));
         Ok(Self { address: address.clone(), name, queue, is_over, thread: Some(thread) })
     }

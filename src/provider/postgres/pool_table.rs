@@ -95,7 +95,7 @@ fn check(transaction: &mut Transaction<'_>, address: &PostgresAddress, table: &T
 }
 
 /// A table's name, with or without its schema.
-fn quoted(name: &str) -> anyhow::Result<String> {
+pub fn quoted(name: &str) -> anyhow::Result<String> {
     let parts: anyhow::Result<Vec<String>> = name.split('.').map(|part| Ok(identifier(part)?.to_string())).collect();
     Ok(parts?.join("."))
 }

@@ -5,20 +5,23 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use postgres::error::SqlState;
 
 use super::capture::Home;
 use super::capture::table::{self, Table};
 use super::connection::{self, readable};
 use super::facts::Facts;
+use super::guard;
 use super::password::Passwords;
 use super::server::Server;
 use super::setting::{self, Skipped};
 use super::{Names, identifier};
-use crate::address::PostgresAddress;
+use crate::address::{Address, PostgresAddress};
+use crate::error::Stop;
+use crate::lease::definition::{Guard, Table as LeasedTable};
 use crate::name::Place;
-use crate::settings::Track;
+use crate::settings::{Settings, Track};
 use crate::touch::Ground;
 
 /// The schema that lanes share.
@@ -28,6 +31,8 @@ pub struct Shared {
     address: PostgresAddress,
     names: Names,
     track: Track,
+    /// Tables whose leased rows are guarded.
+    guarded: Vec<LeasedTable>,
     /// Why lanes have no roles of their own; nothing where they have.
     pub no_roles: Option<String>,
     /// Settings of the user's role, which another login does not get: `name=value`, and
@@ -57,8 +62,10 @@ impl Shared {
         address: &PostgresAddress,
         facts: &Facts,
         names: &Names,
-        track: &Track,
+        settings: &Settings,
     ) -> anyhow::Result<Self> {
+        let track = &settings.track;
+        let guarded = guarded(settings, address);
         let may_grant = facts.is_superuser || (facts.may_create_roles && facts.version < 160_000);
         let user = address.user();
         let no_roles = (!may_grant).then(|| {
@@ -82,6 +89,9 @@ impl Shared {
         } else {
             None
         };
+        if let (Some(table), Some(why)) = (guarded.first(), &no_capture) {
+            bail!(Stop::not_started(format!("the table {} cannot be guarded: {why}", table.name)));
+        }
         let settings = if no_roles.is_none() {
             server.own.with(|client| client.query(SETTINGS, &[])).map_err(readable)?
         } else {
@@ -96,6 +106,7 @@ impl Shared {
             address: address.clone(),
             names: names.clone(),
             track: track.clone(),
+            guarded,
             no_roles,
             settings: settings.iter().map(|row| (row.get("setting"), row.get("here"))).collect(),
             no_capture,
@@ -126,7 +137,19 @@ impl Shared {
             self.server.own.with(|client| table::watched(client, &self.track)).map_err(readable)?;
         let made = self.server.own.with(|client| home.install(client, &tables, Ground::Shared)).map_err(readable);
         let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
-        self.server.tell_who(made, |_| Ok(oids.clone()), false)
+        self.server.tell_who(made, |_| Ok(oids.clone()), false)?;
+        self.guard(schema)
+    }
+
+    /// Guards leased rows. The tables are named as the user's own session sees them.
+    fn guard(&self, schema: &str) -> anyhow::Result<()> {
+        if self.guarded.is_empty() {
+            return Ok(());
+        }
+        let mut client = connection::connect(&connection::config(&self.address, self.server.application())?)?;
+        let installed = guard::install(&mut client, schema, &self.names.tag, &self.guarded, self.has_roles());
+        let _ = client.close();
+        installed
     }
 
     /// Makes a lane's role, marked, which becomes the user's at login.
@@ -193,4 +216,14 @@ impl Shared {
         );
         Ok(())
     }
+}
+
+/// The tables in the database at `address` whose leased rows are guarded: pools are in the first.
+fn guarded(settings: &Settings, address: &PostgresAddress) -> Vec<LeasedTable> {
+    let first = settings.addresses().find(|it| matches!(it, Address::Postgres(_)));
+    if !matches!(first, Some(Address::Postgres(first)) if first == address) {
+        return Vec::new();
+    }
+    let tables = settings.pools.iter().filter_map(|pool| pool.definition.table.clone());
+    tables.filter(|table| table.guard != Guard::Off).collect()
 }

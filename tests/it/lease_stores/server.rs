@@ -25,7 +25,7 @@ fn a_server_that_was_restarted_lost_no_lease_and_no_place_in_the_line() {
         // Both processes are known again, though nobody asks for anything.
         aside(|| wait_until("both are there", || present(&database) == 2));
         let held = desks[0].ask(|session| session.board.held()).await.expect("it is there again");
-        assert_eq!(held, [both.clone()]);
+        assert_eq!(held, std::slice::from_ref(&both));
         assert_eq!(desks[1].ask(|session| session.board.waiting().count()).await.expect("kept"), 4);
         desks[0].ask(move |session| session.board.release(&both.id, None)).await.expect("kept").expect("released");
         let mut fences = Vec::new();

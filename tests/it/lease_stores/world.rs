@@ -49,14 +49,12 @@ impl World {
 
     /// The store, as a process opens it.
     pub fn store(&self) -> Box<dyn Store> {
-        match &self.database {
-            Some(database) => store_at(&database.url()),
-            None => {
-                let path = self.lab.ledger_path();
-                let (writer, _) = Writer::start(ledger::open(&path).expect("a ledger"));
-                Box::new(LedgerStore::new(writer, &path))
-            }
+        if let Some(database) = &self.database {
+            return store_at(&database.url());
         }
+        let path = self.lab.ledger_path();
+        let (writer, _) = Writer::start(ledger::open(&path).expect("a ledger"));
+        Box::new(LedgerStore::new(writer, &path))
     }
 
     /// A desk of a process of its own.

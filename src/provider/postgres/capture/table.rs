@@ -104,7 +104,7 @@ SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name,
         GROUP BY i.indexrelid, i.indisprimary HAVING bool_and(a.attnotnull)
         ORDER BY i.indisprimary DESC, i.indexrelid LIMIT 1) k ON true
  WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
-   AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+   AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'isolane_leases')
    AND coalesce(obj_description(n.oid, 'pg_namespace'), '') NOT LIKE 'isolane run %'
    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
  ORDER BY c.oid";

@@ -142,7 +142,7 @@ impl Transaction for LeaseTransaction<'_> {
         self.execute(
             "head",
             &[version, head.fence, head.ticket, head.used].map(|n| number(n).to_string()),
-            [head.item.to_string(), self.now.to_string()],
+            &[head.item.to_string(), self.now.to_string()],
         );
         let of_version = [number(version).to_string()];
         if !rows.pools.is_empty() {
@@ -152,7 +152,7 @@ impl Transaction for LeaseTransaction<'_> {
             self.execute(
                 "pools",
                 &of_version,
-                [
+                &[
                     texts(its.iter().map(|it| Some(&*it.name))),
                     texts(definitions.iter().map(|it| Some(&**it))),
                     plain(its.iter().map(|it| Some(it.is_removed))),
@@ -185,8 +185,8 @@ impl Transaction for LeaseTransaction<'_> {
 
 impl LeaseTransaction<'_> {
     /// Adds a statement of `writes.sql` to what is to be sent.
-    fn execute<const N: usize>(&mut self, name: &str, first: &[String], arrays: [String; N]) {
-        let values: Vec<&str> = first.iter().chain(&arrays).map(String::as_str).collect();
+    fn execute<const N: usize>(&mut self, name: &str, first: &[String], arrays: &[String; N]) {
+        let values: Vec<&str> = first.iter().chain(arrays).map(String::as_str).collect();
         self.writes.push_str(&format!("EXECUTE isolane_{name} ({});\n", values.join(", ")));
     }
 
@@ -195,7 +195,7 @@ impl LeaseTransaction<'_> {
         self.execute(
             "new_items",
             version,
-            [
+            &[
                 plain(its.iter().map(|it| Some(it.key))),
                 texts(its.iter().map(|it| Some(&*it.pool))),
                 texts(its.iter().map(|it| Some(&*it.name))),
@@ -219,7 +219,7 @@ impl LeaseTransaction<'_> {
         self.execute(
             "items",
             version,
-            [
+            &[
                 plain(its.iter().map(|it| Some(it.key))),
                 texts(its.iter().map(|it| Some(it.state.as_str()))),
                 plain(its.iter().map(|it| Some(it.held))),
@@ -243,7 +243,7 @@ impl LeaseTransaction<'_> {
         self.execute(
             "leases",
             version,
-            [
+            &[
                 texts(its.iter().map(|it| Some(&*it.id))),
                 texts(items.iter().map(|it| Some(&**it))),
                 texts(its.iter().map(|it| it.holder.run.as_deref())),
@@ -270,7 +270,7 @@ impl LeaseTransaction<'_> {
         self.execute(
             "waiters",
             version,
-            [
+            &[
                 plain(its.iter().map(|it| Some(number(it.ticket)))),
                 texts(asks.iter().map(|it| Some(&**it))),
                 plain(its.iter().map(|it| Some(it.since.micros()))),
