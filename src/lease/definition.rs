@@ -30,6 +30,9 @@ pub struct Definition {
     pub table: Option<Table>,
     /// Where its commands run.
     pub folder: PathBuf,
+    /// It was removed, and is there only until the last of its items is gone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_leaving: bool,
 }
 
 /// How an item may be used.

@@ -96,6 +96,7 @@ fn pool(name: &str, table: &Table, folder: &Path) -> Result<PoolSettings, String
         generator,
         table: rows,
         folder: folder.to_owned(),
+        is_leaving: false,
     };
     let inputs = Inputs::of_generator(strings(table, "generator-input")?, folder.to_owned());
     Ok(PoolSettings { name: name.to_owned(), definition, items: items(table, folder)?, inputs })
