@@ -23,7 +23,7 @@ pub struct Staged {
     pub surroundings: Arc<Surroundings>,
     /// The process was killed: it does nothing and hears nothing any more.
     pub is_dead: Arc<AtomicBool>,
-    /// The next transaction is not kept.
+    /// The next transaction that writes anything is not kept.
     pub fails: Arc<AtomicBool>,
 }
 
@@ -34,8 +34,7 @@ impl Store for Staged {
         }
         let (surroundings, fails) = (Arc::clone(&self.surroundings), Arc::clone(&self.fails));
         let work = move |transaction: &mut dyn Transaction| {
-            work(&mut StagedTransaction { inner: transaction, surroundings: &surroundings })?;
-            if fails.swap(false, Ordering::SeqCst) { Err(StoreError("the disk is full".to_owned())) } else { Ok(()) }
+            work(&mut StagedTransaction { inner: transaction, surroundings: &surroundings, fails: &fails })
         };
         self.inner.submit(Box::new(work), after);
     }
@@ -51,6 +50,7 @@ impl Store for Staged {
 struct StagedTransaction<'a> {
     inner: &'a mut dyn Transaction,
     surroundings: &'a Surroundings,
+    fails: &'a AtomicBool,
 }
 
 impl Transaction for StagedTransaction<'_> {
@@ -71,7 +71,8 @@ impl Transaction for StagedTransaction<'_> {
     }
 
     fn write(&mut self, head: Head, rows: &Rows) -> Result<(), StoreError> {
-        self.inner.write(head, rows)
+        self.inner.write(head, rows)?;
+        if self.fails.swap(false, Ordering::SeqCst) { Err(StoreError("the disk is full".to_owned())) } else { Ok(()) }
     }
 
     fn is_there(&mut self, owner: &str) -> bool {

@@ -52,7 +52,7 @@ impl Scene {
         self.desk.ask(|session| session.board.waiting().count()).await.expect("kept")
     }
 
-    /// The next transaction is not kept.
+    /// The next transaction that writes anything is not kept.
     fn fails(&self) {
         self.store.fails.store(true, Ordering::SeqCst);
     }
@@ -98,6 +98,7 @@ async fn a_death_that_the_store_could_not_keep_is_kept_when_it_can() {
     let mut wish = ask(&json!({"pool": "acct"}));
     wish.holder = holder.clone();
     scene.desk.acquire(wish).await.expect("kept").expect("granted");
+    assert_eq!(scene.held().await, 1);
     let mut changes = scene.desk.changes();
     changes.mark_unchanged();
     scene.fails();

@@ -275,9 +275,11 @@ impl World {
         work: impl FnOnce(&mut Session<'_>) -> T + Send + 'static,
         expected: impl Borrow<T::Expected>,
     ) -> Result<T::Word, String> {
-        match self.runtime.block_on(self.processes[it.process].desk.ask(work)) {
-            Ok(answer) if !it.fails => answer.compare(expected.borrow()),
-            Err(_) if it.fails => Ok(T::Word::default()),
+        let answer = self.runtime.block_on(self.processes[it.process].desk.ask(work));
+        let has_failed = self.has_failed(it);
+        match answer {
+            Ok(answer) if !has_failed => answer.compare(expected.borrow()),
+            Err(_) if has_failed => Ok(T::Word::default()),
             Ok(_) => Err("it says that it was kept".to_owned()),
             Err(error) => Err(error.to_string()),
         }
@@ -295,7 +297,7 @@ impl World {
             tokio::task::yield_now().await;
             let _ = looker.ask(|_| ()).await;
         });
-        if it.fails {
+        if self.has_failed(it) {
             return match self.hear(task)? {
                 Err(_) => Ok(None),
                 Ok(reply) => Err(format!("it says that it was kept: {reply:?}")),
@@ -308,6 +310,11 @@ impl World {
         let reply =
             self.hear(task).map_err(|why| format!("{expected:?}: {why}"))?.map_err(|error| error.to_string())?;
         is_answer(&reply, &expected)
+    }
+
+    /// Whether it was to fail, and had anything to write.
+    fn has_failed(&self, it: &Move) -> bool {
+        it.fails && !self.processes[it.process].store.fails.load(Ordering::SeqCst)
     }
 
     fn hear(&self, task: JoinHandle<Result<Reply, StoreError>>) -> Result<Result<Reply, StoreError>, String> {
