@@ -5,28 +5,23 @@
 mod outside;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, oneshot, watch};
 
-use crate::lease::ask::{Ask, Holder};
+use crate::lease::ask::{Ask, Holder, LONGEST};
 use crate::lease::board::{Answer, Board, News};
 use crate::lease::grant::{Lease, LeaseState};
 use crate::lease::predicate::Attributes;
-use crate::lease::queue::{Ticket, Waiter};
+use crate::lease::queue::Ticket;
 use crate::lease::refusal::Refusal;
-use crate::lease::store::{Store, StoreError, Transaction};
+use crate::lease::store::{Head, Rows, Store, StoreError, Transaction};
 use outside::{Guard, Spring};
 
 /// How many ends of leases are remembered for a listener that is slow.
 const BACKLOG: usize = 1024;
-
-/// How soon a store that failed is tried again for those who wait.
-const RETRY: Duration = Duration::from_secs(1);
-/// How much longer than somebody waits for items they wait for an answer.
-const ANSWER: Duration = Duration::from_secs(15);
 
 /// A lease, with the attributes of its items as they stood in the same transaction.
 #[derive(Clone, Debug)]
@@ -48,15 +43,32 @@ impl Granted {
 /// What somebody who asked for items is told in the end.
 pub type Reply = Result<Granted, Refusal>;
 
+/// How much longer than it is to wait somebody is kept who hears nothing, as when the store is
+/// away.
+const GRACE: Duration = Duration::from_secs(30);
+/// When a store that failed is asked again to keep what must be kept.
+const AGAIN: Duration = Duration::from_secs(1);
+
 type After = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
-type Job = Box<dyn FnOnce(&mut Session<'_>) -> After + Send>;
+type Ear = oneshot::Sender<Box<Reply>>;
+/// What is answered at once: a place in the line, or all that there is to say.
+type First = Result<Result<Ticket, Box<Reply>>, StoreError>;
+
+/// What is to be done in a transaction.
+enum Job {
+    /// Somebody waits to hear whether it was kept.
+    Asked(Box<dyn FnOnce(&mut Session<'_>) -> After + Send>),
+    /// Nobody does, so it is done again until it is kept.
+    Told(Told),
+}
+
+type Told = Box<dyn Fn(&mut Session<'_>) + Send>;
 
 /// One job's place in a transaction.
 pub struct Session<'a> {
     /// What there is.
     pub board: &'a mut Board,
     transaction: &'a mut dyn Transaction,
-    ears: &'a Mutex<HashMap<Ticket, oneshot::Sender<Box<Reply>>>>,
 }
 
 impl std::fmt::Debug for Session<'_> {
@@ -91,7 +103,10 @@ struct Shared {
     board: Mutex<Board>,
     /// The board shows what was not kept.
     is_stale: AtomicBool,
-    ears: Mutex<HashMap<Ticket, oneshot::Sender<Box<Reply>>>>,
+    /// Who waits here; with a key, that may be several for one place in the line.
+    ears: Mutex<HashMap<Ticket, Vec<Ear>>>,
+    /// The version of the store up to which everybody has been told.
+    told: AtomicU64,
     ended: broadcast::Sender<Arc<Lease>>,
     /// When something ends by itself next.
     alarm: watch::Sender<Option<Instant>>,
@@ -123,19 +138,20 @@ impl std::fmt::Debug for Jobs {
 /// What is told when a transaction is over.
 #[derive(Default)]
 struct Batch {
+    /// Whether it came to the jobs at all.
+    has_begun: bool,
     afters: Vec<After>,
-    news: Vec<Told>,
+    told: Vec<Told>,
+    /// The version that it made, or saw.
+    version: u64,
+    news: Vec<Word>,
     alarm: Option<Instant>,
     has_changed: bool,
     has_chores: bool,
-    /// The last place in the line before it.
-    last: Option<Ticket>,
-    /// Places that are gone, of which nobody was told.
-    vanished: Vec<Ticket>,
 }
 
 /// What is told to somebody who did not ask just then.
-enum Told {
+enum Word {
     Reply(Ticket, Box<Reply>),
     Ended(Arc<Lease>),
 }
@@ -156,6 +172,7 @@ impl Desk {
             board: Mutex::new(board),
             is_stale: AtomicBool::new(false),
             ears: Mutex::default(),
+            told: AtomicU64::new(0),
             ended: broadcast::channel(BACKLOG).0,
             alarm: watch::channel(None).0,
             changed: watch::channel(0).0,
@@ -188,12 +205,10 @@ impl Desk {
         answer.blocking_recv().unwrap_or_else(|_| Err(self.gone()))
     }
 
-    /// Does `work` in a transaction, and goes on.
-    pub fn tell(&self, work: impl FnOnce(&mut Session<'_>) + Send + 'static) {
-        self.push(Box::new(move |session| {
-            work(session);
-            Box::new(|_| ())
-        }));
+    /// Does `work` in a transaction, and goes on. Where the store does not keep it, it is done
+    /// again until it does.
+    pub fn tell(&self, work: impl Fn(&mut Session<'_>) + Send + 'static) {
+        self.push(Job::Told(Box::new(work)));
     }
 
     fn queue<T: Send + 'static>(
@@ -201,52 +216,58 @@ impl Desk {
         work: impl FnOnce(&mut Session<'_>) -> T + Send + 'static,
     ) -> oneshot::Receiver<Result<T, StoreError>> {
         let (sender, receiver) = oneshot::channel();
-        self.push(Box::new(move |session| {
+        self.push(Job::Asked(Box::new(move |session| {
             let value = work(session);
             Box::new(move |kept| {
                 let _ = sender.send(kept.map(|()| value));
             })
-        }));
+        })));
         receiver
     }
 
-    /// Asks for items of those that are here.
+    /// Asks for items of those that are here. Who does not wait any more when they are there has not
+    /// got them; with a key, who asks again finds them.
     async fn acquire_here(&self, ask: Ask) -> Result<Reply, StoreError> {
-        let (sender, receiver) = oneshot::channel::<Result<Result<Ticket, Box<Reply>>, StoreError>>();
+        let (sender, receiver) = oneshot::channel::<First>();
         let (ear, heard) = oneshot::channel();
+        let patience = ask.wait.min(LONGEST) + GRACE;
+        let is_kept = ask.key.is_some();
+        let left = move |desk: &Desk, answer: Option<First>| match answer {
+            Some(Ok(Ok(ticket))) if !is_kept => desk.leave(ticket),
+            Some(Ok(Err(reply))) => desk.take_back(*reply),
+            _ => (),
+        };
         let desk = self.clone();
-        // With a key, who asked asks again, and finds it.
-        let (is_kept, patience) = (ask.key.is_some(), ask.wait.saturating_add(ANSWER));
-        self.push(Box::new(move |session| {
+        self.push(Job::Asked(Box::new(move |session| {
             let answer = match session.board.acquire(ask) {
                 Answer::Granted(lease) => Err(Box::new(Ok(Granted::of(lease, session.board)))),
                 Answer::Refused(refusal) => Err(Box::new(Err(refusal))),
-                Answer::Waits(ticket) => {
-                    locked(session.ears).insert(ticket, ear);
-                    Ok(ticket)
-                }
+                Answer::Waits(ticket) => Ok(ticket),
             };
             Box::new(move |kept| {
-                if let Err(Ok(answer)) = sender.send(kept.map(|()| answer))
-                    && !is_kept
-                {
-                    match answer {
-                        Ok(ticket) => desk.tell(move |session| session.board.abandon(ticket)),
-                        Err(reply) => desk.take_back(*reply),
-                    }
+                // There is no such place in the line before that is kept.
+                if let (Ok(()), Ok(ticket)) = (&kept, &answer) {
+                    desk.hears(*ticket, ear);
+                }
+                if let Err(answer) = sender.send(kept.map(|()| answer)) {
+                    left(&desk, Some(answer));
                 }
             })
-        }));
-        let ticket = match receiver.await.unwrap_or_else(|_| Err(self.gone()))? {
+        })));
+        let answer = Pending::new(self, receiver, left).hear().await.ok_or_else(|| self.gone())??;
+        let ticket = match answer {
             Err(reply) => return Ok(*reply),
             Ok(ticket) => ticket,
         };
+        let left = move |desk: &Desk, reply: Option<Box<Reply>>| match reply {
+            Some(reply) => desk.take_back(*reply),
+            None if !is_kept => desk.leave(ticket),
+            None => (),
+        };
+        let mut place = Pending::new(self, heard, left);
         self.listen();
-        let mut place = Place { desk: self, ticket, is_left: is_kept };
-        // A store that is away for long tells nobody that the time is over.
-        let Ok(reply) = tokio::time::timeout(patience, heard).await else { return Err(self.gone()) };
-        place.is_left = true;
-        reply.map(|reply| *reply).map_err(|_| self.gone())
+        let reply = tokio::time::timeout(patience, place.hear()).await;
+        reply.ok().flatten().map(|reply| *reply).ok_or_else(|| self.gone())
     }
 
     /// Why there is no answer.
@@ -255,9 +276,31 @@ impl Desk {
         why.unwrap_or_else(|| StoreError("the store has not kept it; ask again".to_owned()))
     }
 
+    /// Whoever waits at this place in the line is told there.
+    fn hears(&self, ticket: Ticket, ear: Ear) {
+        let mut ears = locked(&self.shared.ears);
+        let its = ears.entry(ticket).or_default();
+        its.retain(|other| !other.is_closed());
+        its.push(ear);
+    }
+
+    /// Nobody waits at this place any more.
+    fn leave(&self, ticket: Ticket) {
+        self.tell(move |session| session.board.abandon(ticket));
+        let desk = self.clone();
+        // Not before it is kept: what was granted until then finds nobody who hears it.
+        self.push(Job::Asked(Box::new(move |_| {
+            Box::new(move |_| {
+                locked(&desk.shared.ears).retain(|other, its| *other != ticket || !its.iter().all(Ear::is_closed));
+            })
+        })));
+    }
+
     /// Nobody is there to take what was granted.
     fn take_back(&self, reply: Reply) {
-        if let Ok(Granted { lease, .. }) = reply {
+        if let Ok(Granted { lease, .. }) = reply
+            && lease.key.is_none()
+        {
             self.tell(move |session| {
                 let _ = session.board.release(&lease.id, None);
             });
@@ -284,7 +327,7 @@ impl Desk {
         self.shared.changed.subscribe()
     }
 
-    /// Changes whenever something has changed and commands of pools may have something to do.
+    /// Changes whenever commands of pools may have something to do.
     pub fn chores(&self) -> watch::Receiver<u64> {
         self.shared.chores.subscribe()
     }
@@ -349,6 +392,7 @@ impl Desk {
         if self.shared.is_due.swap(true, Ordering::AcqRel) {
             return;
         }
+        // What was told is done again when the store fails, and its listeners stay.
         let batch = Arc::new(Mutex::new(Batch::default()));
         let (its, desk) = (Arc::clone(&batch), self.clone());
         let work = move |transaction: &mut dyn Transaction| desk.shared.transact(transaction, &mut locked(&its));
@@ -359,41 +403,24 @@ impl Desk {
 
     /// A transaction is over.
     fn over(&self, batch: Batch, kept: &Result<(), StoreError>) {
-        let Shared { is_due, is_stale, ears, ended, alarm, changed, chores, jobs, .. } = &*self.shared;
-        if let Err(error) = kept {
-            *locked(&self.shared.why) = Some(error.clone());
-            is_stale.store(true, Ordering::Release);
-            // A store that broke down may not have come to it.
-            is_due.store(false, Ordering::Release);
-        }
-        for after in batch.afters {
-            after(kept.clone());
-        }
         if kept.is_err() {
-            let left = std::mem::take(&mut locked(jobs).0);
-            drop(left);
-            let mut ears = locked(ears);
-            // Who came just then has no place, and asks again. All others keep theirs.
-            ears.retain(|ticket, _| batch.last.is_none_or(|last| *ticket <= last));
-            if !ears.is_empty() {
-                let again = Instant::now() + RETRY;
-                alarm.send_if_modified(|at| at.is_none_or(|at| at > again) && at.replace(again) != Some(again));
-            }
+            self.failed(batch, kept);
             return;
         }
+        let Shared { told, ended, alarm, changed, chores, .. } = &*self.shared;
         *locked(&self.shared.why) = None;
+        for after in batch.afters {
+            after(Ok(()));
+        }
         for news in batch.news {
             match news {
-                Told::Reply(ticket, reply) => self.reply(ticket, *reply),
-                Told::Ended(lease) => {
+                Word::Reply(ticket, reply) => self.reply(ticket, &reply),
+                Word::Ended(lease) => {
                     let _ = ended.send(lease);
                 }
             }
         }
-        for ticket in batch.vanished {
-            // Who waits there asks again.
-            locked(ears).remove(&ticket);
-        }
+        told.store(batch.version, Ordering::Release);
         alarm.send_if_modified(|at| std::mem::replace(at, batch.alarm) != batch.alarm);
         if batch.has_changed {
             changed.send_modify(|count| *count += 1);
@@ -403,103 +430,129 @@ impl Desk {
         }
     }
 
-    fn reply(&self, ticket: Ticket, reply: Reply) {
-        let ear = locked(&self.shared.ears).remove(&ticket);
-        if let Some(Err(reply)) = ear.map(|ear| ear.send(Box::new(reply)))
-            && (*reply).as_ref().is_ok_and(|granted| granted.lease.key.is_none())
-        {
-            self.take_back(*reply);
+    /// A transaction was not kept. Who asked is told so; who waits has their place still.
+    fn failed(&self, batch: Batch, kept: &Result<(), StoreError>) {
+        let Shared { jobs, is_due, is_stale, alarm, .. } = &*self.shared;
+        *locked(&self.shared.why) = kept.as_ref().err().cloned();
+        is_stale.store(true, Ordering::Release);
+        let again = batch.told.into_iter().map(Job::Told);
+        let mut unanswered = Vec::new();
+        let mut left = locked(jobs);
+        if !batch.has_begun {
+            // It did not come to the jobs, and nothing else will: the next who asks tries again.
+            is_due.store(false, Ordering::Release);
+            let (asked, told) = std::mem::take(&mut left.0).into_iter().partition(|job| matches!(job, Job::Asked(_)));
+            (unanswered, left.0) = (asked, told);
+        }
+        left.0.splice(0..0, again);
+        let is_owed = !left.0.is_empty();
+        drop(left);
+        for after in batch.afters {
+            after(kept.clone());
+        }
+        drop::<Vec<Job>>(unanswered);
+        if is_owed {
+            let then = Instant::now() + AGAIN;
+            alarm.send_modify(|at| *at = Some(at.map_or(then, |at| at.min(then))));
+        }
+    }
+
+    fn reply(&self, ticket: Ticket, reply: &Reply) {
+        // Who waits in another process is told there.
+        let Some(ears) = locked(&self.shared.ears).remove(&ticket) else { return };
+        let heard = ears.into_iter().filter_map(|ear| ear.send(Box::new(reply.clone())).ok()).count();
+        if heard == 0 {
+            self.take_back(reply.clone());
         }
     }
 }
 
 impl Shared {
+    /// The board as the store has it, with what those who wait here have not been told.
+    fn reload(&self, head: Head, transaction: &mut dyn Transaction) -> Result<Board, StoreError> {
+        let mut board = Board::new(&self.store.owner(), self.run.as_deref());
+        board.absorb(head, transaction.rows(None)?);
+        board.take_news();
+        let told = self.told.load(Ordering::Acquire);
+        if told > 0 && told < head.version {
+            let Rows { mut leases, waiters, .. } = transaction.rows(Some(told))?;
+            leases.retain(|lease| lease.state != LeaseState::Held);
+            board.absorb(head, Rows { leases, waiters, ..Rows::default() });
+        }
+        Ok(board)
+    }
+
     fn transact(&self, transaction: &mut dyn Transaction, batch: &mut Batch) -> Result<(), StoreError> {
         self.is_due.store(false, Ordering::Release);
         let mut board = locked(&self.board);
         let head = transaction.head()?;
         let known = board.version();
-        let mut has_absorbed = false;
-        let mut reloaded: Vec<News> = Vec::new();
         let is_ahead = known > head.version;
-        let is_stale = self.is_stale.swap(false, Ordering::AcqRel);
-        if is_stale || is_ahead || board.version() == 0 {
-            *board = Board::new(&self.store.owner(), self.run.as_deref());
-            board.absorb(head, transaction.rows(None)?);
-            let news = board.take_news().into_iter();
-            reloaded = news.filter(|news| matches!(news, News::Granted(..))).collect();
-            if is_stale {
-                self.leave_lost_places(&mut board);
-            }
-            has_absorbed = true;
+        if self.is_stale.swap(false, Ordering::AcqRel) || is_ahead || board.version() == 0 {
+            *board = self.reload(head, transaction)?;
         } else if board.version() < head.version {
             let rows = transaction.rows(Some(board.version()))?;
             board.absorb(head, rows);
-            has_absorbed = true;
         }
         let before = head.version;
-        batch.last = Some(head.ticket);
         for other in board.others() {
             if !transaction.is_there(&other) {
                 board.lost_process(&other);
             }
         }
         board.begin(transaction.now()?);
+        batch.has_begun = true;
         for job in std::mem::take(&mut locked(&self.jobs).0) {
-            let mut session = Session { board: &mut board, transaction: &mut *transaction, ears: &self.ears };
-            batch.afters.push(job(&mut session));
+            let mut session = Session { board: &mut board, transaction: &mut *transaction };
+            match job {
+                Job::Asked(work) => batch.afters.push(work(&mut session)),
+                Job::Told(work) => {
+                    work(&mut session);
+                    batch.told.push(work);
+                }
+            }
         }
         let rows = board.finish();
-        let mut news = std::mem::take(&mut reloaded);
-        news.extend(board.take_news());
-        if has_absorbed {
-            // Others may have taken this process for dead.
-            let is_told = |ticket: &Ticket| {
-                news.iter().any(|news| matches!(news, News::Granted(it, _) | News::Refused(it, _) if it == ticket))
-            };
-            let ears = locked(&self.ears);
-            batch.vanished = ears.keys().filter(|it| !board.is_waiting(**it) && !is_told(it)).copied().collect();
-        }
-        let told = |news, board: &Board| match news {
-            News::Granted(ticket, lease) => Told::Reply(ticket, Box::new(Ok(Granted::of(lease, board)))),
-            News::Refused(ticket, refusal) => Told::Reply(ticket, Box::new(Err(refusal))),
-            News::Ended(lease) => Told::Ended(Arc::new(lease)),
+        let word = |news, board: &Board| match news {
+            News::Granted(ticket, lease) => Word::Reply(ticket, Box::new(Ok(Granted::of(lease, board)))),
+            News::Refused(ticket, refusal) => Word::Reply(ticket, Box::new(Err(refusal))),
+            News::Ended(lease) => Word::Ended(Arc::new(lease)),
         };
-        batch.news = news.into_iter().map(|news| told(news, &board)).collect();
+        batch.news = board.take_news().into_iter().map(|news| word(news, &board)).collect();
         batch.has_changed = board.version() > before || !batch.news.is_empty();
         batch.has_chores = board.version() != known && board.has_chores();
+        batch.version = board.version();
         let now = board.now();
         batch.alarm = board.next_end().map(|at| Instant::now() + now.age(at));
         if rows.is_empty() { Ok(()) } else { transaction.write(board.head(), &rows) }
     }
 }
 
-impl Shared {
-    /// Leaves places that nobody waits in here: whether they were kept was unknown.
-    fn leave_lost_places(&self, board: &mut Board) {
-        let owner = self.store.owner();
-        let ears = locked(&self.ears);
-        let is_lost =
-            |waiter: &&Waiter| waiter.owner == owner && waiter.ask.key.is_none() && !ears.contains_key(&waiter.ticket);
-        let lost: Vec<Ticket> = board.waiting().filter(is_lost).map(|waiter| waiter.ticket).collect();
-        for ticket in lost {
-            board.abandon(ticket);
-        }
+/// An answer that somebody waits for; `left` is told when they do not any more, and what came
+/// just then.
+struct Pending<'a, T, F: FnOnce(&Desk, Option<T>)> {
+    desk: &'a Desk,
+    waits: Option<(oneshot::Receiver<T>, F)>,
+}
+
+impl<'a, T, F: FnOnce(&Desk, Option<T>)> Pending<'a, T, F> {
+    fn new(desk: &'a Desk, receiver: oneshot::Receiver<T>, left: F) -> Self {
+        Self { desk, waits: Some((receiver, left)) }
+    }
+
+    async fn hear(&mut self) -> Option<T> {
+        let (receiver, _) = self.waits.as_mut()?;
+        let heard = receiver.await;
+        self.waits = None;
+        heard.ok()
     }
 }
 
-/// A place in the line, left when nobody waits in it any more.
-struct Place<'a> {
-    desk: &'a Desk,
-    ticket: Ticket,
-    is_left: bool,
-}
-
-impl Drop for Place<'_> {
+impl<T, F: FnOnce(&Desk, Option<T>)> Drop for Pending<'_, T, F> {
     fn drop(&mut self) {
-        if !self.is_left {
-            let ticket = self.ticket;
-            self.desk.tell(move |session| session.board.abandon(ticket));
+        if let Some((mut receiver, left)) = self.waits.take() {
+            receiver.close();
+            left(self.desk, receiver.try_recv().ok());
         }
     }
 }

@@ -145,8 +145,8 @@ impl Ask {
         };
         let ask = Self {
             wants,
-            ttl: time("ttl", raw.ttl)?,
-            wait: time("wait", raw.wait)?.unwrap_or_default(),
+            ttl: time("ttl", raw.ttl)?.map(whole),
+            wait: time("wait", raw.wait)?.map(whole).unwrap_or_default(),
             key: raw.key,
             holder: Holder { run: raw.run, worker: raw.worker, test: raw.test, lane: raw.lane, client: raw.client },
         };
@@ -201,6 +201,11 @@ impl Ask {
     }
 }
 
+/// The same in whole milliseconds, as a request is kept: one that was above 0 stays so.
+fn whole(time: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX))
+}
+
 /// A time as JSON has it: `"60s"`, or seconds as a number.
 pub fn duration(value: &Value) -> Result<Duration, String> {
     let duration = match value {
@@ -225,6 +230,14 @@ mod tests {
         assert_eq!(ask.wants.len(), 2);
         assert_eq!((ask.ttl, ask.wait), (Some(Duration::from_secs(60)), Duration::from_millis(1500)));
         assert_eq!(Ask::from_json(ask.to_json().to_string().as_bytes()), Ok(ask));
+    }
+
+    #[test]
+    fn a_time_below_a_millisecond_can_be_kept_and_read_again() {
+        let ask = Ask::from_json(br#"{"pool":"a","ttl":0.0004,"wait":0.0000001}"#).expect("a request");
+        let kept = Ask::from_json(ask.to_json().to_string().as_bytes());
+        assert_eq!(kept, Ok(ask.clone()), "a line that cannot be read again would lock up the store");
+        assert_eq!((ask.ttl, ask.wait), (Some(Duration::from_millis(1)), Duration::from_millis(1)));
     }
 
     #[test]

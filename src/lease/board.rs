@@ -3,6 +3,7 @@
 
 mod care;
 mod deadlock;
+mod joint;
 mod leasing;
 mod making;
 mod pools;
@@ -71,6 +72,12 @@ struct PoolOnBoard {
     awaited: usize,
 }
 
+impl PoolOnBoard {
+    fn can_make(&self) -> bool {
+        self.pool.definition.can_make(self.shelf.len())
+    }
+}
+
 /// What has to be written.
 #[derive(Debug, Default)]
 struct Changes {
@@ -80,6 +87,9 @@ struct Changes {
     leases: BTreeMap<String, Lease>,
     waiters: BTreeMap<Ticket, Waiter>,
 }
+
+/// A key, and among whom it is one.
+type AskKey = ((Option<String>, Option<String>), String);
 
 /// The board.
 #[derive(Debug, Default)]
@@ -102,6 +112,14 @@ pub struct Board {
     ended: HashMap<String, Ending>,
     ended_first: VecDeque<String>,
     waiters: BTreeMap<Ticket, Waiter>,
+    /// Those who wait for the same, in the order of their coming.
+    lines: BTreeMap<String, BTreeSet<Ticket>>,
+    /// Those who wait, by the time at which they do not any more.
+    by_until: BTreeSet<(Timestamp, Ticket)>,
+    /// Those who wait, by their runs and the keys that they asked with.
+    waiting_by_key: HashMap<AskKey, Ticket>,
+    /// Those whose wait another process has ended, and who are not told yet.
+    gone: Vec<Waiter>,
     /// Items that somebody has to do something about, or does.
     unready: BTreeSet<ItemKey>,
     /// The leases that items keep which were made of them.
@@ -112,6 +130,10 @@ pub struct Board {
     vain: BTreeSet<Ticket>,
     /// Whether those who wait may get something now.
     is_moved: bool,
+    /// What is left for others since those who wait were served last.
+    rest: Option<leasing::Rest>,
+    /// Whether something that others wait for may never be had any more.
+    is_shrunk: bool,
     changes: Changes,
     news: Vec<News>,
 }
@@ -142,7 +164,11 @@ impl Board {
     pub fn absorb(&mut self, head: Head, rows: Rows) {
         self.head = head;
         for pool in rows.pools {
-            self.put_pool(pool);
+            if pool.is_removed {
+                self.drop_pool(&pool.name);
+            } else {
+                self.put_pool(pool);
+            }
         }
         for item in rows.new_items {
             self.put_item(item);
@@ -160,13 +186,20 @@ impl Board {
             }
         }
         for waiter in rows.waiters {
-            let granted = waiter.lease.as_ref().and_then(|id| self.leases.get(id)).cloned();
-            let (ticket, state) = (waiter.ticket, waiter.state);
+            let ticket = waiter.ticket;
             self.unqueue(ticket);
-            match state {
+            match waiter.state {
                 WaiterState::Waiting => self.queue(waiter),
-                WaiterState::Granted => self.news.extend(granted.map(|lease| News::Granted(ticket, lease))),
-                WaiterState::Gone => {}
+                WaiterState::Granted => {
+                    let id = waiter.lease.unwrap_or_default();
+                    // It may have ended again meanwhile.
+                    let lease = self.standing(&id);
+                    self.news.push(match lease {
+                        Ok(lease) => News::Granted(ticket, lease),
+                        Err(refusal) => News::Refused(ticket, refusal),
+                    });
+                }
+                WaiterState::Gone => self.gone.push(waiter),
             }
         }
         self.is_moved = true;
@@ -183,13 +216,25 @@ impl Board {
                 self.end(&id, LeaseState::Expired);
             }
         }
-        let over: Vec<Ticket> =
-            self.waiters.values().filter(|waiter| waiter.until <= self.now).map(|waiter| waiter.ticket).collect();
-        for ticket in over {
-            let Some((ask, since)) = self.waiters.get(&ticket).map(|it| (it.ask.clone(), it.since)) else { continue };
+        while let Some((_, ticket)) = self.by_until.first().copied().filter(|(at, _)| *at <= self.now) {
+            let Some((ask, since)) = self.waiters.get(&ticket).map(|it| (it.ask.clone(), it.since)) else { break };
             let refusal = self.exhausted(&ask, since.age(self.now), Some(ticket));
-            self.leave_queue(ticket, WaiterState::Gone, None);
-            self.news.push(News::Refused(ticket, refusal));
+            self.refuse(ticket, refusal);
+        }
+        for waiter in std::mem::take(&mut self.gone) {
+            let refusal = self.why_gone(&waiter);
+            self.news.push(News::Refused(waiter.ticket, refusal));
+        }
+    }
+
+    /// Why another process has ended this wait, as far as that can be seen.
+    fn why_gone(&mut self, waiter: &Waiter) -> Refusal {
+        if let Some(refusal) = waiter.ask.wants.iter().find_map(|want| self.missing(&want.pool)) {
+            refusal
+        } else if waiter.until <= self.now {
+            self.exhausted(&waiter.ask, waiter.since.age(waiter.until), Some(waiter.ticket))
+        } else {
+            self.never(&waiter.ask).unwrap_or(Refusal::WaitEnded)
         }
     }
 
@@ -198,8 +243,12 @@ impl Board {
     pub fn finish(&mut self) -> Rows {
         self.release_needs();
         if self.is_moved {
-            self.serve_queue();
+            self.rest = Some(self.serve_queue());
         }
+        while std::mem::take(&mut self.is_shrunk) && self.refuse_hopeless() {
+            self.rest = Some(self.serve_queue());
+        }
+        self.end_pools();
         let changes = std::mem::take(&mut self.changes);
         let item = |key: &ItemKey| self.items.get(key).cloned();
         let rows = Rows {
@@ -230,7 +279,7 @@ impl Board {
     /// When something ends by itself next.
     pub fn next_end(&self) -> Option<Timestamp> {
         let lease = self.by_due.first().map(|(at, _)| *at);
-        let waiter = self.waiters.values().map(|waiter| waiter.until).min();
+        let waiter = self.by_until.first().map(|(at, _)| *at);
         lease.into_iter().chain(waiter).min()
     }
 
@@ -247,7 +296,7 @@ impl Board {
     pub fn lost_process(&mut self, owner: &str) {
         let waiting = self.waiters.values().filter(|waiter| waiter.owner == owner).map(|waiter| waiter.ticket);
         for ticket in waiting.collect::<Vec<_>>() {
-            self.leave_queue(ticket, WaiterState::Gone, None);
+            self.refuse(ticket, Refusal::WaitEnded);
         }
         let is_its = |item: &&Item| item.state == ItemState::Resetting && item.note.as_deref() == Some(owner);
         let unready = self.unready.iter().filter_map(|key| self.items.get(key));
@@ -341,11 +390,20 @@ impl Board {
         leases.map(obstacle).collect()
     }
 
+    /// The refusal of a pool, if it is not there, or not for long.
+    fn missing(&self, pool: &str) -> Option<Refusal> {
+        let is_there = |its: &PoolOnBoard| !its.pool.is_removed && !its.pool.definition.is_leaving;
+        if self.pools.get(pool).is_some_and(is_there) { None } else { Some(self.no_pool(pool)) }
+    }
+
     /// The refusal of a pool that is not there.
     pub fn no_pool(&self, pool: &str) -> Refusal {
         let likeness = |name: &&String| strsim::jaro_winkler(name, pool);
-        let nearest =
-            self.pools.keys().filter(|name| likeness(name) > 0.8).max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+        let nearest = self
+            .pools
+            .keys()
+            .filter(|name| *name != pool && likeness(name) > 0.8)
+            .max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
         Refusal::PoolUnknown { pool: pool.to_owned(), nearest: nearest.cloned() }
     }
 
@@ -364,6 +422,14 @@ impl Board {
         }
     }
 
+    fn drop_pool(&mut self, name: &str) {
+        let keys: Vec<ItemKey> = self.pools.remove(name).iter().flat_map(|its| its.shelf.keys()).collect();
+        for key in keys {
+            self.items.remove(&key);
+            self.unready.remove(&key);
+        }
+    }
+
     fn put_item(&mut self, item: Item) {
         let key = item.key;
         if item.state == ItemState::Retired {
@@ -376,6 +442,7 @@ impl Board {
             its.shelf.moved(&item, &its.pool.definition);
         } else {
             its.shelf.put(key);
+            self.is_shrunk |= its.awaited > 0;
         }
         note_unready(&mut self.unready, &item);
         self.note_needs(&item);
@@ -398,11 +465,12 @@ impl Board {
     fn change_item(&mut self, key: ItemKey, change: impl FnOnce(&mut Item, &Definition)) {
         let Some(item) = self.items.get_mut(&key) else { return };
         let Some(its) = self.pools.get_mut(&*item.pool) else { return };
-        let before = item.places(&its.pool.definition);
+        let (before, had_future) = (item.places(&its.pool.definition), item.has_future());
         change(item, &its.pool.definition);
         note_unready(&mut self.unready, item);
         its.shelf.moved(item, &its.pool.definition);
-        self.is_moved |= its.awaited > 0 && item.places(&its.pool.definition) > before;
+        self.is_moved |= its.awaited > 0 && item.places(&its.pool.definition) != before;
+        self.is_shrunk |= its.awaited > 0 && had_future && !item.has_future();
         self.changes.items.insert(key);
     }
 
@@ -430,7 +498,11 @@ impl Board {
         self.makers.remove(id);
         self.by_due.remove(&(self.due(&lease), lease.id.clone()));
         if let Some((key, _)) = &lease.key {
-            self.by_key.remove(&(lease.holder.circle(), key.clone()));
+            let key = (lease.holder.circle(), key.clone());
+            // The key may be another lease's by now.
+            if self.by_key.get(&key).is_some_and(|its| its == id) {
+                self.by_key.remove(&key);
+            }
         }
         for held in &lease.items {
             if let Some(holders) = self.holders.get_mut(&held.item) {
@@ -449,12 +521,26 @@ impl Board {
                 its.awaited += 1;
             }
         }
+        self.lines.entry(waiter.ask.substance()).or_default().insert(waiter.ticket);
+        self.by_until.insert((waiter.until, waiter.ticket));
+        self.waiting_by_key.extend(key_of(&waiter.ask).map(|key| (key, waiter.ticket)));
         self.waiters.insert(waiter.ticket, waiter);
     }
 
     fn unqueue(&mut self, ticket: Ticket) -> Option<Waiter> {
         let waiter = self.waiters.remove(&ticket)?;
         self.vain.remove(&ticket);
+        let substance = waiter.ask.substance();
+        if let Some(line) = self.lines.get_mut(&substance) {
+            line.remove(&ticket);
+            if line.is_empty() {
+                self.lines.remove(&substance);
+            }
+        }
+        self.by_until.remove(&(waiter.until, ticket));
+        if let Some(key) = key_of(&waiter.ask).filter(|key| self.waiting_by_key.get(key) == Some(&ticket)) {
+            self.waiting_by_key.remove(&key);
+        }
         for name in pools_of(&waiter.ask) {
             if let Some(its) = self.pools.get_mut(name) {
                 its.awaited = its.awaited.saturating_sub(1);
@@ -471,6 +557,38 @@ impl Board {
         // What it had been kept for it may go to others.
         self.is_moved = true;
     }
+
+    /// Ends a wait, and says why.
+    fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
+        self.leave_queue(ticket, WaiterState::Gone, None);
+        self.news.push(News::Refused(ticket, refusal));
+    }
+
+    /// Tells those who wait for what will never come. Whether there were any comes back.
+    fn refuse_hopeless(&mut self) -> bool {
+        let firsts = self.lines.values().filter_map(|line| Some((line, &self.waiters.get(line.first()?)?.ask)));
+        let hopeless = firsts.filter_map(|(line, ask)| Some((line.clone(), self.never(ask)?)));
+        let hopeless: Vec<_> = hopeless.collect();
+        for (line, refusal) in &hopeless {
+            for ticket in line {
+                self.refuse(*ticket, refusal.clone());
+            }
+        }
+        !hopeless.is_empty()
+    }
+
+    /// Pools that were removed while items of them were held or had to be retired are gone with
+    /// the last of these.
+    fn end_pools(&mut self) {
+        let (items, changes) = (&self.items, &mut self.changes);
+        for (name, its) in &mut self.pools {
+            let is_left = |key| items.get(&key).is_some_and(|item| item.state != ItemState::Retired);
+            if its.pool.definition.is_leaving && !its.pool.is_removed && !its.shelf.keys().any(is_left) {
+                its.pool.is_removed = true;
+                changes.pools.insert(name.clone());
+            }
+        }
+    }
 }
 
 fn note_unready(unready: &mut BTreeSet<ItemKey>, item: &Item) {
@@ -479,6 +597,11 @@ fn note_unready(unready: &mut BTreeSet<ItemKey>, item: &Item) {
     } else {
         unready.remove(&item.key);
     }
+}
+
+/// What an ask with a key is found by.
+fn key_of(ask: &Ask) -> Option<AskKey> {
+    ask.key.clone().map(|key| (ask.holder.circle(), key))
 }
 
 /// The pools that an ask is about, each once.

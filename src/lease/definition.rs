@@ -47,7 +47,7 @@ pub struct Definition {
     pub trouble: Option<Trouble>,
     /// It is there only until its last item is retired.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub is_going: bool,
+    pub is_leaving: bool,
 }
 
 /// What became of a generator's last runs, where they failed.

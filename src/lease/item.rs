@@ -151,6 +151,16 @@ impl Item {
         }
     }
 
+    /// Whether it waits for a command that its pool does not have any more.
+    pub fn is_idle(&self, definition: &Definition) -> bool {
+        match self.state {
+            ItemState::Free => self.is_soiled && definition.reset.is_none(),
+            ItemState::Dirty => definition.reset.is_none(),
+            ItemState::Retiring => definition.retire.is_none(),
+            ItemState::Resetting | ItemState::Quarantined | ItemState::Retired => false,
+        }
+    }
+
     /// It was reset, or that failed, which may be `why`.
     pub fn was_reset(&mut self, definition: &Definition, failed: Option<String>) {
         if self.state != ItemState::Resetting {

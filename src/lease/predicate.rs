@@ -116,7 +116,15 @@ impl Predicate {
             let mut add = |test| conditions.push(Condition { attribute: attribute.clone(), test });
             match value {
                 Value::Object(tests) => {
-                    for (word, value) in tests {
+                    for (word, value) in tests.iter().filter(|(word, _)| *word != "and") {
+                        add(test_of(attribute, word, value)?);
+                    }
+                    let more = tests.get("and").map(|more| {
+                        let lists = more.as_array().map(|more| more.iter().map(Value::as_object).collect());
+                        lists.flatten().ok_or_else(|| format!("`where.{attribute}.and` takes a list of conditions"))
+                    });
+                    let more: Vec<&Map<String, Value>> = more.transpose()?.unwrap_or_default();
+                    for (word, value) in more.into_iter().flatten() {
                         add(test_of(attribute, word, value)?);
                     }
                 }
@@ -133,15 +141,21 @@ impl Predicate {
         for Condition { attribute, test } in &self.conditions {
             let tests = table.entry(attribute).or_insert_with(|| Value::Object(Map::new()));
             let Value::Object(tests) = tests else { continue };
-            match test {
-                Test::In(values) => tests.insert("in".to_owned(), values.clone().into()),
-                Test::NotIn(values) => tests.insert("not-in".to_owned(), values.clone().into()),
-                Test::Exists(wanted) => tests.insert("exists".to_owned(), (*wanted).into()),
+            let (word, value): (&str, Value) = match test {
+                Test::In(values) => ("in", values.clone().into()),
+                Test::NotIn(values) => ("not-in", values.clone().into()),
+                Test::Exists(wanted) => ("exists", (*wanted).into()),
                 Test::Compare(comparison, value) => {
-                    let word = Comparison::ALL.iter().find(|(known, ..)| known == comparison).map_or("", |it| it.2);
-                    tests.insert(word.to_owned(), value.clone())
+                    let name = Comparison::ALL.iter().find(|(known, ..)| known == comparison).map_or("", |it| it.2);
+                    (name, value.clone())
                 }
             };
+            if !tests.contains_key(word) {
+                tests.insert(word.to_owned(), value);
+            } else if let Value::Array(more) = tests.entry("and").or_insert_with(|| Value::Array(Vec::new())) {
+                // A second condition of the same kind must hold as well.
+                more.push(Value::Object(std::iter::once((word.to_owned(), value)).collect()));
+            }
         }
         Value::Object(table)
     }
@@ -321,7 +335,16 @@ mod tests {
         assert!(predicate.holds(&attributes(json!({"tier": "gold", "age": 18.0, "region": "us"}))));
         assert!(!predicate.holds(&attributes(json!({"tier": "gold", "age": 60, "region": "us"}))));
         assert_eq!(Predicate::from_json(&predicate.to_json()), Ok(predicate));
+        let two = ["tier!=gold", "tier!=silver", "age>=18", "age>=21", "age<60"];
+        let two = Predicate::new(two.iter().map(|text| text.parse().expect(text)).collect());
+        let read = Predicate::from_json(&two.to_json()).expect("conditions");
+        assert_eq!(read.to_json(), two.to_json());
+        for (tier, age, holds) in [("gold", 30, false), ("silver", 30, false), ("iron", 19, false), ("iron", 21, true)]
+        {
+            assert_eq!(read.holds(&attributes(json!({"tier": tier, "age": age}))), holds, "{tier} {age}");
+        }
         for (bad, part) in [
+            (json!({"a": {"and": 3}}), "takes a list"),
             (json!([1]), "an object"),
             (json!({"a": {"near": 3}}), "`where.a.near` is unknown"),
             (json!({"a": {"in": 3}}), "takes a list"),

@@ -86,6 +86,8 @@ pub enum Refusal {
         /// When.
         at: Option<Timestamp>,
     },
+    /// The wait was ended by somebody else: its holder's leases were revoked, or its holder died.
+    WaitEnded,
     /// The number is of another grant.
     WrongFence {
         /// The lease.
@@ -139,7 +141,7 @@ impl Refusal {
             Self::Exhausted { .. } => "exhausted",
             Self::KeyMismatch { .. } => "key-mismatch",
             Self::Deadlock { .. } => "lease-deadlock",
-            Self::Lost { .. } | Self::WrongFence { .. } => "lease-lost",
+            Self::Lost { .. } | Self::WrongFence { .. } | Self::WaitEnded => "lease-lost",
             Self::LeaseUnknown { .. } => "lease-unknown",
             Self::InUse { .. } => "in-use",
             Self::ItemUnknown { .. } => "item-unknown",
@@ -154,7 +156,7 @@ impl Refusal {
             Self::PoolUnknown { .. } | Self::LeaseUnknown { .. } | Self::ItemUnknown { .. } => 404,
             Self::Unsatisfiable { .. } | Self::Unmakeable { .. } => 422,
             Self::Exhausted { .. } | Self::KeyMismatch { .. } | Self::Deadlock { .. } | Self::InUse { .. } => 409,
-            Self::Lost { .. } | Self::WrongFence { .. } => 410,
+            Self::Lost { .. } | Self::WrongFence { .. } | Self::WaitEnded => 410,
             Self::NotMade { .. } => 502,
             Self::Malformed(_) => 400,
         }
@@ -189,7 +191,7 @@ impl Refusal {
             Self::WrongFence { lease, .. } | Self::LeaseUnknown { lease } => json!({"lease": lease}),
             Self::ItemUnknown { pool, item } => json!({"pool": pool, "item": item}),
             Self::NotMade { pool, .. } | Self::Unmakeable { pool, .. } => json!({"pool": pool}),
-            Self::KeyMismatch { .. } | Self::Malformed(_) => json!({}),
+            Self::KeyMismatch { .. } | Self::WaitEnded | Self::Malformed(_) => json!({}),
         };
         let Value::Object(details) = details else { return Map::new() };
         details
@@ -268,6 +270,7 @@ impl std::fmt::Display for Refusal {
                 write!(f, "the lease {lease} is {how}")?;
                 at.map_or(Ok(()), |at| write!(f, " since {at}"))
             }
+            Self::WaitEnded => f.write_str("the wait was ended: all that its holder had was taken back"),
             Self::WrongFence { lease, given } => write!(f, "the lease {lease} has not the fence {given}"),
             Self::LeaseUnknown { lease } => write!(f, "there is no lease {lease}"),
             Self::InUse { what, obstacles } => write!(f, "{what} is held: {}", named(obstacles)),

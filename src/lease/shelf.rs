@@ -85,6 +85,12 @@ impl Shelf {
         self.open
     }
 
+    /// How many items share the rarest thing of an item that it shares with others; as it was
+    /// when somebody last looked for one.
+    pub fn plenty_of(&self, key: ItemKey) -> usize {
+        self.places.get(&key).and_then(|(profile, ..)| self.profiles.get(*profile)).map_or(0, |it| it.plenty)
+    }
+
     /// The state of an item has changed.
     pub fn moved(&mut self, item: &Item, definition: &Definition) {
         if self.is_stale {
@@ -204,7 +210,8 @@ impl Shelf {
             });
             let mut found: Vec<ItemKey> = index.get(&index_of(value)).cloned().unwrap_or_default();
             found.retain(|key| is_open(*key) && items.get(key).is_some_and(|it| want.predicate.holds(&it.attributes)));
-            found.sort_by_key(|key| self.places.get(key).map(|(profile, used, _)| (*profile, *used)));
+            let rarity = |profile: &usize| self.profiles.get(*profile).map(|it| std::cmp::Reverse(it.plenty));
+            found.sort_by_key(|key| self.places.get(key).map(|(profile, used, _)| (rarity(profile), *used, *key)));
             found.truncate(count);
             return found;
         }

@@ -44,10 +44,12 @@ impl Store for LedgerStore {
             let done = work(&mut LedgerTransaction { db });
             // A part of it is worse than nothing.
             let end = if done.is_ok() { "RELEASE leases" } else { "ROLLBACK TO leases; RELEASE leases" };
-            db.execute_batch(end)?;
+            let ended = db.execute_batch(end);
+            // Why it failed says more than that there was nothing left to undo.
             done.map_err(|StoreError(why)| {
                 rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ERROR), Some(why))
-            })
+            })?;
+            ended
         };
         // A lease that its holder was told of is on the disk.
         let after = move |kept: rusqlite::Result<()>| after(kept.map_err(StoreError::from));

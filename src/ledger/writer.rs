@@ -136,8 +136,11 @@ fn apply(db: &mut Connection, batch: Vec<Queued>) -> Option<rusqlite::Error> {
     let committed = db.pragma_update(None, "synchronous", synchronous).and_then(|()| {
         let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for message in batch {
-            // A change that fails is undone by SQLite itself and does not harm the others.
-            match (message.done, (message.change)(&tx)) {
+            // A change that fails is undone by SQLite itself and does not harm the others; unless that
+            // undid everything, as when the disk is full: outside of a transaction each of the rest
+            // would be kept by itself, though everybody is told that nothing was.
+            let made = if tx.is_autocommit() { Err(undone()) } else { (message.change)(&tx) };
+            match (message.done, made) {
                 (Some(done), result) => waiting.push((done, result)),
                 (None, Err(error)) => lost = Some(error),
                 (None, Ok(())) => {}
@@ -150,6 +153,11 @@ fn apply(db: &mut Connection, batch: Vec<Queued>) -> Option<rusqlite::Error> {
         done(result.and(kept));
     }
     committed.err().or(lost)
+}
+
+fn undone() -> rusqlite::Error {
+    let text = "what it was written with could not be written".to_owned();
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT), Some(text))
 }
 
 /// The same error once more: SQLite's errors cannot be cloned.
@@ -183,6 +191,23 @@ mod tests {
         let reader = Connection::open(&path).expect("open");
         let count: i64 = reader.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("count");
         assert_eq!(count, 1001);
+        // What SQLite does by itself when the disk is full.
+        let (go, wait) = channel::<()>();
+        writer.tell(move |_| wait.recv().map_err(|_| undone()));
+        let (answers, answered) = channel();
+        let queue = |change: fn(&Connection) -> Result<()>| {
+            let answers = answers.clone();
+            writer.queue(Durability::Process, change, move |kept| answers.send(kept.is_ok()).expect("a listener"));
+        };
+        queue(|db| db.execute("INSERT INTO t VALUES (-2)", []).map(drop));
+        queue(|db| db.execute_batch("ROLLBACK").and_then(|()| Err(undone())));
+        queue(|db| db.execute("INSERT INTO t VALUES (-3)", []).map(drop));
+        go.send(()).expect("the writer waits");
+        let kept: Vec<bool> = answered.iter().take(3).collect();
+        assert_eq!(kept, [false, false, false]);
+        writer.commit(Durability::Process, |db| db.execute("INSERT INTO t VALUES (-4)", []).map(drop)).expect("kept");
+        let count: i64 = reader.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).expect("count");
+        assert_eq!(count, 1002, "nothing of what was said to be lost is there");
         writer.close();
         assert!(thread.join().expect("thread").is_some(), "the lost change is reported");
     }

@@ -260,7 +260,7 @@ impl Stock {
 
 /// What somebody wants to have made, and how many more of it there may be.
 fn demand_of(board: &Board, pool: &str, given: &Map<String, Value>) -> Result<(Demand, u32), Refusal> {
-    let definition = board.definition(pool).filter(|it| !it.is_going).ok_or_else(|| board.no_pool(pool))?;
+    let definition = board.definition(pool).filter(|it| !it.is_leaving).ok_or_else(|| board.no_pool(pool))?;
     let none = || Refusal::Malformed(format!("pool {pool} has no generator: `isolane pool add {pool} …` adds items"));
     let generator = definition.generator.as_ref().ok_or_else(none)?;
     let unmakeable = |why| Refusal::Unmakeable { pool: pool.to_owned(), why };

@@ -127,14 +127,5 @@ impl Board {
                 break;
             }
         }
-        let going = |its: &super::PoolOnBoard| its.pool.definition.is_going && !its.pool.is_removed;
-        for (name, its) in self.pools.iter_mut().filter(|(_, its)| going(its)) {
-            let has_items =
-                its.shelf.keys().filter_map(|key| self.items.get(&key)).any(|it| it.state != ItemState::Retired);
-            if !has_items {
-                its.pool.is_removed = true;
-                self.changes.pools.insert(name.clone());
-            }
-        }
     }
 }

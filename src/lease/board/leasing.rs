@@ -1,14 +1,15 @@
 //! Granting, keeping and ending leases.
 
-use std::collections::HashSet;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashSet};
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::{Answer, Board, News, PoolOnBoard, pools_of};
+use super::{Answer, Board, News, PoolOnBoard, joint, pools_of};
 use crate::lease::ask::{Ask, LONGEST, Want};
 use crate::lease::grant::{Held, Lease, LeaseState};
-use crate::lease::item::ItemKey;
+use crate::lease::item::{Item, ItemKey};
 use crate::lease::queue::{Ticket, Waiter, WaiterState};
 use crate::lease::refusal::Refusal;
 use crate::lease::shelf::Taken;
@@ -25,12 +26,25 @@ enum Found {
 }
 
 /// What is left over in one look at the line.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Rest {
     /// Places that are kept for those who came first.
     taken: Taken,
     /// Wants of which nothing is left.
     spent: HashSet<(String, String)>,
+}
+
+impl Rest {
+    fn keep(&mut self, items: Vec<ItemKey>) {
+        for item in items {
+            *self.taken.entry(item).or_default() += 1;
+        }
+    }
+}
+
+/// What tells wants apart that find different items.
+fn id_of(want: &Want) -> (String, String) {
+    (want.pool.clone(), want.predicate.to_string())
 }
 
 impl Board {
@@ -40,15 +54,17 @@ impl Board {
         if let Some(answer) = self.repeated(&ask) {
             return answer;
         }
-        for want in &ask.wants {
-            if self.pools.get(&want.pool).is_none_or(|its| its.pool.is_removed || its.pool.definition.is_going) {
-                return Answer::Refused(self.no_pool(&want.pool));
-            }
+        if let Some(refusal) = ask.wants.iter().find_map(|want| self.missing(&want.pool)) {
+            return Answer::Refused(refusal);
         }
         let mut rest = self.serve_queue();
-        if let Found::All(items) = self.find(&ask, &mut rest) {
-            return Answer::Granted(self.grant(ask, &items));
-        }
+        let part = match self.find(&ask, &mut rest) {
+            Found::All(items) => {
+                self.rest = Some(rest);
+                return Answer::Granted(self.grant(ask, &items));
+            }
+            Found::Part(items) => items,
+        };
         if let Some(refusal) = self.never(&ask) {
             return Answer::Refused(refusal);
         }
@@ -67,6 +83,8 @@ impl Board {
         let waiter = Waiter { ticket, ask, since: self.now, until, state, lease, owner };
         self.changes.waiters.insert(ticket, waiter.clone());
         self.queue(waiter);
+        rest.keep(part);
+        self.rest = Some(rest);
         Answer::Waits(ticket)
     }
 
@@ -79,48 +97,58 @@ impl Board {
             let is_same = lease.key.as_ref().is_some_and(|(_, substance)| *substance == ask.substance());
             return Some(if is_same { Answer::Granted(lease.clone()) } else { mismatch() });
         }
-        let is_its = |waiter: &&Waiter| {
-            waiter.ask.key.as_ref() == Some(key) && waiter.ask.holder.circle() == ask.holder.circle()
-        };
-        let waiter = self.waiters.values().find(is_its)?;
+        let id = (ask.holder.circle(), key.clone());
+        let waiter = self.waiters.get(self.waiting_by_key.get(&id)?)?;
         if waiter.ask.substance() != ask.substance() {
             return Some(mismatch());
         }
-        // It is told there where it was asked last.
-        let mut waiter = waiter.clone();
-        waiter.owner.clone_from(&self.owner);
         let ticket = waiter.ticket;
+        if ask.wait.is_zero() {
+            return Some(Answer::Refused(self.exhausted(ask, Duration::ZERO, Some(ticket))));
+        }
+        // It keeps its place, and waits where it was asked last, for as long as was asked last.
+        let mut waiter = self.unqueue(ticket)?;
+        waiter.owner.clone_from(&self.owner);
+        waiter.until = waiter.until.max(self.now.after(ask.wait.min(LONGEST)));
         self.changes.waiters.insert(ticket, waiter.clone());
-        self.waiters.insert(ticket, waiter);
+        self.queue(waiter);
         Some(Answer::Waits(ticket))
     }
 
     /// Gives those who wait what they can get, first come first. What comes back is what is
     /// left for others.
     pub(super) fn serve_queue(&mut self) -> Rest {
-        let mut rest = Rest::default();
-        if self.waiters.is_empty() {
-            self.is_moved = false;
+        if !self.is_moved
+            && let Some(rest) = self.rest.take()
+        {
             return rest;
         }
+        let mut rest = Rest::default();
+        self.is_moved = false;
         let awaited: Vec<String> =
             self.pools.iter().filter(|(_, its)| its.awaited > 0).map(|(name, _)| name.clone()).collect();
-        for ticket in self.waiters.keys().copied().collect::<Vec<_>>() {
+        // The first of each line, the one first who came first.
+        let firsts = self.lines.values().filter_map(|line| line.first());
+        let mut next: BinaryHeap<Reverse<Ticket>> = firsts.map(|ticket| Reverse(*ticket)).collect();
+        while let Some(Reverse(ticket)) = next.pop() {
             if self.open_in(&awaited) <= rest.taken.values().map(|n| u64::from(*n)).sum() {
                 break;
             }
-            let Some(waiter) = self.waiters.get(&ticket) else { continue };
-            let ask = waiter.ask.clone();
+            let Some(ask) = self.waiters.get(&ticket).map(|waiter| waiter.ask.clone()) else { continue };
+            let behind = self.lines.get(&ask.substance()).and_then(|line| line.range(ticket + 1..).next()).copied();
             match self.find(&ask, &mut rest) {
                 Found::All(items) => {
                     let lease = self.grant(ask, &items);
                     self.leave_queue(ticket, WaiterState::Granted, Some(lease.id.clone()));
                     self.news.push(News::Granted(ticket, lease));
+                    next.extend(behind.map(Reverse));
                 }
                 // It is kept for it: who comes later and wants less would always be faster.
                 Found::Part(items) => {
-                    for item in items {
-                        *rest.taken.entry(item).or_default() += 1;
+                    rest.keep(items);
+                    // Who wants the same finds nothing where nothing is left at all.
+                    if !ask.wants.iter().all(|want| rest.spent.contains(&id_of(want))) {
+                        next.extend(behind.map(Reverse));
                     }
                 }
             }
@@ -140,23 +168,40 @@ impl Board {
         let mut is_all = true;
         for want in &ask.wants {
             let Some(its) = self.pools.get_mut(&want.pool) else { return Found::Part(Vec::new()) };
-            let id = || (want.pool.clone(), want.predicate.to_string());
-            if !rest.spent.is_empty() && rest.spent.contains(&id()) {
+            if !rest.spent.is_empty() && rest.spent.contains(&id_of(want)) {
                 is_all = false;
                 continue;
             }
             let found = its.shelf.pick(want, &self.items, &its.pool.definition, &rest.taken, &chosen);
             if found.len() < want.count as usize {
                 is_all = false;
-                // What there was is kept now, so the next who wants the same finds nothing.
-                rest.spent.insert(id());
+                // What there was is kept now, so the next who wants the same finds nothing; unless
+                // one item has places for several.
+                if its.pool.definition.usage.places() == 1 {
+                    rest.spent.insert(id_of(want));
+                }
             }
             chosen.extend(found);
+        }
+        if !is_all
+            && joint::is_joint(ask)
+            && let Some(items) = joint::assign(ask, |want, count| self.fit(want, count, &rest.taken))
+        {
+            return Found::All(items);
         }
         if is_all { Found::All(chosen) } else { Found::Part(chosen) }
     }
 
+    /// The best items for a want, up to `count`.
+    fn fit(&mut self, want: &Want, count: usize, taken: &Taken) -> Vec<ItemKey> {
+        let Some(its) = self.pools.get_mut(&want.pool) else { return Vec::new() };
+        let want = Want { count: u32::try_from(count).unwrap_or(u32::MAX), ..want.clone() };
+        its.shelf.pick(&want, &self.items, &its.pool.definition, taken, &[])
+    }
+
     fn grant(&mut self, ask: Ask, items: &[ItemKey]) -> Lease {
+        // What is granted was kept for nobody else.
+        let is_moved = self.is_moved;
         self.head.fence += 1;
         let fence = self.head.fence;
         let mut held = Vec::with_capacity(items.len());
@@ -174,10 +219,7 @@ impl Board {
                 name: item.name.clone(),
             }));
         }
-        let of_pool =
-            |want: &Want| self.definition(&want.pool).map_or(Duration::ZERO, |its| Duration::from_secs(its.ttl()));
-        let usual = ask.wants.iter().map(of_pool).min().unwrap_or_default();
-        let ttl = ask.ttl.unwrap_or(usual).min(LONGEST);
+        let ttl = self.ttl_of(&ask);
         let substance = if ask.key.is_some() { ask.substance() } else { String::new() };
         let lease = Lease {
             id: Uuid::now_v7().to_string(),
@@ -194,11 +236,47 @@ impl Board {
         };
         self.changes.leases.insert(lease.id.clone(), lease.clone());
         self.enter(lease.clone());
+        self.is_moved = is_moved;
         lease
+    }
+
+    /// How long a lease for this ask lives.
+    pub(super) fn ttl_of(&self, ask: &Ask) -> Duration {
+        let of_pool =
+            |want: &Want| self.definition(&want.pool).map_or(Duration::ZERO, |its| Duration::from_secs(its.ttl()));
+        let usual = ask.wants.iter().map(of_pool).min().unwrap_or_default();
+        ask.ttl.unwrap_or(usual).min(LONGEST)
     }
 
     /// Why this will not be granted, whatever is released.
     pub(super) fn never(&self, ask: &Ask) -> Option<Refusal> {
+        let alone = self.never_alone(ask);
+        let can_make = |want: &Want| self.pools.get(&want.pool).is_some_and(PoolOnBoard::can_make);
+        if alone.is_some() || !joint::is_joint(ask) || ask.wants.iter().any(can_make) {
+            return alone;
+        }
+        let total: usize = ask.wants.iter().map(|want| want.count as usize).sum();
+        let like_it = |want: &Want, most: usize| self.like(want).take(most).map(|item| item.key).collect();
+        // Of so many it cannot be told.
+        if total > joint::MOST || joint::assign(ask, like_it).is_some() {
+            return None;
+        }
+        // The first pool that it names twice.
+        let is_again = |(at, want): &(usize, &Want)| ask.wants[..*at].iter().any(|other| other.pool == want.pool);
+        let (_, again) = ask.wants.iter().enumerate().find(is_again)?;
+        let its: Vec<&Want> = ask.wants.iter().filter(|want| want.pool == again.pool).collect();
+        let is_future = |item: &&Item| item.has_future();
+        let is_like = |item: &&Item| its.iter().any(|want| want.predicate.holds(&item.attributes));
+        Some(Refusal::Unsatisfiable {
+            pool: again.pool.clone(),
+            wanted: its.iter().map(|want| want.count).sum(),
+            matching: self.items_of(&again.pool).filter(is_future).filter(is_like).count(),
+            total: self.items_of(&again.pool).filter(is_future).count(),
+            nearest: None,
+        })
+    }
+
+    fn never_alone(&self, ask: &Ask) -> Option<Refusal> {
         ask.wants.iter().find_map(|want| {
             let its = self.pools.get(&want.pool)?;
             let wanted = want.count as usize;
@@ -251,7 +329,7 @@ impl Board {
         }
     }
 
-    /// Ends a wait whose asker is gone; what it was granted meanwhile goes back.
+    /// Ends a wait whose asker is gone.
     pub fn abandon(&mut self, ticket: Ticket) {
         self.leave_queue(ticket, WaiterState::Gone, None);
     }
@@ -295,8 +373,10 @@ impl Board {
     /// Ends all leases of those whom `whose` is true of, and their waits. How many leases that
     /// were comes back.
     pub fn end_all(&mut self, state: LeaseState, whose: impl Fn(&Lease) -> bool) -> usize {
-        let ids: Vec<_> = self.leases.values().filter(|lease| whose(lease)).map(|lease| lease.id.clone()).collect();
-        for id in &ids {
+        let its = self.leases.values().filter(|lease| whose(lease));
+        let mut ids: Vec<_> = its.map(|lease| (lease.fence, lease.id.clone())).collect();
+        ids.sort_unstable();
+        for (_, id) in &ids {
             self.end(id, state);
         }
         ids.len()
@@ -322,7 +402,7 @@ impl Board {
     pub fn abandon_all(&mut self, whose: impl Fn(&Ask) -> bool) {
         let its = self.waiters.values().filter(|waiter| whose(&waiter.ask)).map(|waiter| waiter.ticket);
         for ticket in its.collect::<Vec<_>>() {
-            self.abandon(ticket);
+            self.refuse(ticket, Refusal::WaitEnded);
         }
     }
 

@@ -145,7 +145,7 @@ impl Board {
         for (name, its) in pools {
             let definition = &its.pool.definition;
             let is_resting = definition.trouble.as_ref().is_some_and(|it| it.until > self.now.0);
-            let Some(generator) = definition.generator.as_ref().filter(|_| !is_resting && !definition.is_going) else {
+            let Some(generator) = definition.generator.as_ref().filter(|_| !is_resting && !definition.is_leaving) else {
                 continue;
             };
             for stock in &generator.stock {
@@ -223,7 +223,7 @@ impl Board {
     pub fn made(&mut self, demand: &Demand, items: Vec<Attributes>, needs: Option<&str>) -> Made {
         let pool = demand.pool.as_str();
         let mut made = Made::default();
-        let Some(definition) = self.definition(pool).filter(|it| !it.is_going).cloned() else {
+        let Some(definition) = self.definition(pool).filter(|it| !it.is_leaving).cloned() else {
             return Made { surplus: items, trouble: Some("the pool was removed meanwhile".to_owned()), ..made };
         };
         let from = demand.definition.generator.as_ref().map(|it| it.fingerprint.clone()).unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Board, News};
+use super::Board;
 use crate::lease::definition::Definition;
 use crate::lease::item::{Item, ItemKey, ItemState};
 use crate::lease::predicate::Attributes;
@@ -27,6 +27,16 @@ impl Board {
         self.put_pool(Pool { name: name.to_owned(), definition: definition.clone(), is_removed: false });
         self.changes.pools.insert(name.to_owned());
         self.is_moved = true;
+        self.is_shrunk = true;
+        // What waits for a command that is no more would wait for ever.
+        let idle: Vec<ItemKey> = self.items_of(name).filter(|item| item.is_idle(definition)).map(|it| it.key).collect();
+        for key in idle {
+            self.change_item(key, |item, definition| {
+                item.is_soiled = false;
+                item.state = ItemState::Free;
+                item.settle(definition);
+            });
+        }
     }
 
     /// Makes a pool as the configuration has it: items that stood there before and do not any
@@ -75,10 +85,9 @@ impl Board {
     /// Adds items to a pool, which is made where there is none. One that is there already gets
     /// its attributes, and can be had again if it was in quarantine. How many are new comes back.
     pub fn add(&mut self, pool: &str, items: Vec<Attributes>, origin: Option<&str>) -> usize {
-        match self.definition(pool) {
-            None => self.define(pool, &Definition::default()),
-            Some(known) if known.is_going => self.define(pool, &Definition { is_going: false, ..known.clone() }),
-            Some(_) => {}
+        if self.missing(pool).is_some() {
+            let known = self.definition(pool).cloned().unwrap_or_default();
+            self.define(pool, &Definition { is_leaving: false, ..known });
         }
         let before = self.pools.get(pool).map_or(0, |its| its.shelf.len());
         for attributes in items {
@@ -96,6 +105,8 @@ impl Board {
     ) -> Option<ItemKey> {
         let fresh = Item::of(pool, attributes, &self.pools.get(pool)?.pool.definition);
         let known = self.pools.get(pool)?.names.get(&fresh.name).and_then(|key| self.items.get(key));
+        // One that is gone stays so; this one is called as it was.
+        let known = known.filter(|item| item.state != ItemState::Retired);
         let mut item = if let Some(known) = known {
             Item { attributes: fresh.attributes, ..known.clone() }
         } else {
@@ -155,22 +166,17 @@ impl Board {
         if !obstacles.is_empty() && !when_released {
             return Err(Refusal::InUse { what: format!("pool {pool}"), obstacles });
         }
-        let is_held = !obstacles.is_empty();
         for key in keys {
             self.retire_item(key);
         }
-        let is_there = |item: &Item| item.state != ItemState::Retired;
-        let has_items = self.items_of(pool).any(is_there);
-        if !is_held && let Some(its) = self.pools.get_mut(pool) {
-            // Without it, nobody would know how its items are retired.
-            its.pool.is_removed = !has_items;
-            its.pool.definition.is_going = has_items;
+        // It goes with the last of its items; until then nobody gets anything of it.
+        if let Some(its) = self.pools.get_mut(pool) {
+            its.pool.definition.is_leaving = true;
             self.changes.pools.insert(pool.to_owned());
         }
         let waiting = self.waiters.values().filter(|waiter| waiter.ask.wants.iter().any(|want| want.pool == pool));
         for ticket in waiting.map(|waiter| waiter.ticket).collect::<Vec<_>>() {
-            self.abandon(ticket);
-            self.news.push(News::Refused(ticket, Refusal::PoolUnknown { pool: pool.to_owned(), nearest: None }));
+            self.refuse(ticket, Refusal::PoolUnknown { pool: pool.to_owned(), nearest: None });
         }
         Ok(())
     }

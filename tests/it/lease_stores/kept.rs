@@ -64,7 +64,7 @@ fn definition() -> Definition {
         folder: "/somewhere".into(),
         timeout: Some(9),
         trouble: None,
-        is_going: true,
+        is_leaving: true,
     }
 }
 

@@ -1,0 +1,65 @@
+//! Leases against a model: whatever is done to random pools, by two processes with one store,
+//! whatever dies and whatever fails, they are as the rules say after every step, in memory and
+//! in the store, and whoever asked has heard what the rules say.
+//!
+//! ```text
+//! cargo test --test leases                          as CI does
+//! PROPTEST_CASES=2000 cargo test --test leases      for a while longer
+//! ```
+#![allow(missing_docs, reason = "it has no readers in code")]
+
+mod model;
+mod step;
+mod store;
+mod trouble;
+mod world;
+
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+
+use step::Step;
+use world::World;
+
+/// How many stories, unless `PROPTEST_CASES` says otherwise.
+const CASES: u32 = 120;
+
+/// Plays random stories against a store that `make` makes.
+fn play(make: &dyn Fn() -> World) {
+    let read = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let cases = read("PROPTEST_CASES").and_then(|n| u32::try_from(n).ok()).unwrap_or(CASES);
+    let seed = read("ISOLANE_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 3000,
+        max_shrink_time: 15_000,
+        ..Config::default()
+    };
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+    let (mut counts, told) = (std::collections::BTreeMap::<&str, usize>::new(), std::cell::RefCell::new(Vec::new()));
+    let outcome = runner.run(&step::story(), |steps| {
+        let mut world = make();
+        for step in &steps {
+            world.take(step).map_err(|why| TestCaseError::fail(format!("at {step:?}: {why}")))?;
+        }
+        told.borrow_mut().extend(world.told());
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        panic!("with ISOLANE_SEED={seed}: {error}");
+    }
+    for word in told.into_inner() {
+        *counts.entry(word).or_default() += 1;
+    }
+    // What never happened was not tested.
+    for word in Step::OUTCOMES {
+        let n = counts.get(word).copied().unwrap_or(0);
+        assert!(cases < CASES || n > 0, "nothing was ever {word} with ISOLANE_SEED={seed}: {counts:?}");
+    }
+}
+
+#[test]
+fn after_every_step_leases_in_a_ledger_are_as_the_rules_say() {
+    play(&World::on_a_ledger);
+}
