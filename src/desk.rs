@@ -345,6 +345,7 @@ impl Shared {
         self.is_due.store(false, Ordering::Release);
         let mut board = locked(&self.board);
         let head = transaction.head()?;
+        let shown = board.version();
         let is_ahead = board.version() > head.version;
         if self.is_stale.swap(false, Ordering::AcqRel) || is_ahead || board.version() == 0 {
             *board = Board::new(&self.store.owner(), self.run.as_deref());
@@ -354,7 +355,6 @@ impl Shared {
             let rows = transaction.rows(Some(board.version()))?;
             board.absorb(head, rows);
         }
-        let before = head.version;
         for other in board.others() {
             if !transaction.is_there(&other) {
                 board.lost_process(&other);
@@ -367,7 +367,7 @@ impl Shared {
         }
         let rows = board.finish();
         batch.news = board.take_news();
-        batch.has_changed = board.version() > before || !batch.news.is_empty();
+        batch.has_changed = board.version() != shown || !batch.news.is_empty();
         let now = board.now();
         batch.alarm = board.next_end().map(|at| Instant::now() + now.age(at));
         if rows.is_empty() { Ok(()) } else { transaction.write(board.head(), &rows) }

@@ -14,6 +14,7 @@ pub mod definition;
 pub mod grant;
 pub mod item;
 pub mod predicate;
+pub mod pulse;
 pub mod queue;
 pub mod refusal;
 pub mod shelf;

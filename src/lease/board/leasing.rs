@@ -6,6 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Answer, Board, News, PoolOnBoard, pools_of};
+use crate::clock::Timestamp;
 use crate::lease::ask::{Ask, LONGEST, Want};
 use crate::lease::grant::{Held, Lease, LeaseState};
 use crate::lease::item::ItemKey;
@@ -47,7 +48,7 @@ impl Board {
         }
         let mut rest = self.serve_queue();
         if let Found::All(items) = self.find(&ask, &mut rest) {
-            return Answer::Granted(self.grant(ask, &items));
+            return Answer::Granted(self.grant(ask, &items, self.now));
         }
         if let Some(refusal) = self.never(&ask) {
             return Answer::Refused(refusal);
@@ -108,10 +109,10 @@ impl Board {
                 break;
             }
             let Some(waiter) = self.waiters.get(&ticket) else { continue };
-            let ask = waiter.ask.clone();
+            let (ask, since) = (waiter.ask.clone(), waiter.since);
             match self.find(&ask, &mut rest) {
                 Found::All(items) => {
-                    let lease = self.grant(ask, &items);
+                    let lease = self.grant(ask, &items, since);
                     self.leave_queue(ticket, WaiterState::Granted, Some(lease.id.clone()));
                     self.news.push(News::Granted(ticket, lease));
                 }
@@ -154,7 +155,7 @@ impl Board {
         if is_all { Found::All(chosen) } else { Found::Part(chosen) }
     }
 
-    fn grant(&mut self, ask: Ask, items: &[ItemKey]) -> Lease {
+    fn grant(&mut self, ask: Ask, items: &[ItemKey], since: Timestamp) -> Lease {
         self.head.fence += 1;
         let fence = self.head.fence;
         let mut held = Vec::with_capacity(items.len());
@@ -191,6 +192,7 @@ impl Board {
             holder: ask.holder,
         };
         self.changes.leases.insert(lease.id.clone(), lease.clone());
+        self.pulse.granted(&lease, since);
         self.enter(lease.clone());
         lease
     }
@@ -354,6 +356,7 @@ impl Board {
                 item.let_go(definition, unclean);
             });
         }
+        self.pulse.ended(&lease);
         self.remember(&lease);
         self.changes.leases.insert(lease.id.clone(), lease.clone());
         if unclean {
