@@ -58,7 +58,8 @@ pub fn pools(board: &Board) -> Value {
     board.pools().map(|pool| row(&pool.name, &pool.definition)).collect()
 }
 
-fn usage(usage: Usage) -> String {
+/// How many may hold an item, in a word.
+pub fn usage(usage: Usage) -> String {
     match usage {
         Usage::Exclusive => "exclusive".to_owned(),
         Usage::Consume => "consume".to_owned(),
@@ -66,7 +67,8 @@ fn usage(usage: Usage) -> String {
     }
 }
 
-fn source(definition: &Definition) -> &'static str {
+/// Where its items come from, in a word.
+pub fn source(definition: &Definition) -> &'static str {
     match (&definition.table, &definition.generator) {
         (Some(_), _) => "table",
         (None, Some(_)) => "generator",
