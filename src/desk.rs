@@ -494,7 +494,6 @@ impl Shared {
             let rows = transaction.rows(Some(board.version()))?;
             board.absorb(head, rows);
         }
-        let before = head.version;
         for other in board.others() {
             if !transaction.is_there(&other) {
                 board.lost_process(&other);
@@ -519,7 +518,7 @@ impl Shared {
             News::Ended(lease) => Word::Ended(Arc::new(lease)),
         };
         batch.news = board.take_news().into_iter().map(|news| word(news, &board)).collect();
-        batch.has_changed = board.version() > before || !batch.news.is_empty();
+        batch.has_changed = board.version() != known || !batch.news.is_empty();
         batch.has_chores = board.version() != known && board.has_chores();
         batch.version = board.version();
         let now = board.now();

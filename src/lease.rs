@@ -16,6 +16,7 @@ pub mod input;
 pub mod item;
 pub mod origin;
 pub mod predicate;
+pub mod pulse;
 pub mod queue;
 pub mod refusal;
 pub mod shelf;

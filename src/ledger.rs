@@ -10,6 +10,7 @@ pub mod finding;
 pub mod lease;
 pub mod leftover;
 pub mod row;
+pub mod live;
 pub mod reading;
 pub mod record;
 pub mod resource;

@@ -33,6 +33,9 @@
 //! and the summary, and [`page`] writes a run to a file, for people (HTML, one page that
 //! needs nothing else), for programs (JSON) and for CI (JUnit).
 //!
+//! Pools and leases are looked at in [`catalogue`], the page of a service: rendered here, from one
+//! look at the board ([`desk`]) and one at the ledger, and swapped in parts as they change.
+//!
 //! # Servers
 //!
 //! With `--isolation server` a lane is a PostgreSQL server (`provider/servers`): a copied folder,
@@ -135,6 +138,7 @@ pub mod supervisor;
 pub mod client;
 pub mod report;
 pub mod page;
+pub mod catalogue;
 pub mod serve;
 pub mod cli;
 pub mod commands;

@@ -16,6 +16,9 @@ use serde_json::Value;
 use crate::error::{Stop, one_line};
 use crate::ledger::reading::{Question, Reading};
 
+/// Colours, letters and controls of everything that isolane shows in a browser.
+pub const TONE: &str = include_str!("page/web/tone.css");
+
 /// What a file becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {

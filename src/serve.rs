@@ -29,11 +29,13 @@ use tokio::sync::watch;
 use crate::api::leases::{Counter, Introduce};
 use crate::api::problem::Problem;
 use crate::api::{holders, leases, openapi, pools, runs};
+use crate::catalogue::{self, Catalogue, Visitor};
 use crate::desk::Desk;
 use crate::error::{ExitCode, Stop, one_line};
 use crate::lease::store::Store;
 use crate::ledger::lease::LedgerStore;
-use crate::ledger::{self, Durability, Writer, token};
+use crate::ledger::token::{self, Role};
+use crate::ledger::{self, Durability, Writer};
 use crate::provider::open_store;
 use crate::report::say;
 use crate::secret::Vault;
@@ -78,6 +80,8 @@ pub struct Service {
     pub access: Arc<Access>,
     /// Says when the service stops: whoever goes on for long ends then.
     pub stopping: watch::Receiver<bool>,
+    /// Whether it is served over TLS.
+    pub is_secure: bool,
     metrics: Arc<Metrics>,
     writer: Writer,
     health: Arc<Mutex<Option<Health>>>,
@@ -99,9 +103,35 @@ pub fn router(service: &Service) -> Router {
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "unknown-path", "there is nothing at this path") })
         .layer(middleware::from_fn_with_state(Arc::clone(&service.access), access::guard));
     // What looks after its own access is merged here.
-    api.layer(middleware::from_fn_with_state(service.stopping.clone(), limits::waits))
+    let all = api.merge(catalogue::routes(shop_window(service)));
+    all.layer(middleware::from_fn_with_state(service.stopping.clone(), limits::waits))
         .layer(middleware::from_fn(limits::bodies))
         .layer(middleware::from_fn_with_state(service.clone(), metrics::count))
+}
+
+/// The page: whoever has a token may look at it, and do there what the token allows.
+fn shop_window(service: &Service) -> Catalogue {
+    let access = Arc::clone(&service.access);
+    let visitor = |Caller { name, role }| Visitor {
+        name: name.to_string(),
+        may_lease: role >= Role::Lease,
+        may_admin: role >= Role::Admin,
+    };
+    let doorkeeper = move |token: String| {
+        let found = match access.caller(&token) {
+            Ok(caller) => Ok(Some(visitor(caller))),
+            Err(problem) if problem.status == StatusCode::UNAUTHORIZED => Ok(None),
+            Err(problem) => Err(problem.detail),
+        };
+        Box::pin(std::future::ready(found)) as _
+    };
+    Catalogue {
+        desk: service.desk.clone(),
+        ledger: service.ledger.clone(),
+        doorkeeper: Arc::new(doorkeeper),
+        is_secure: service.is_secure,
+        stopping: service.stopping.clone(),
+    }
 }
 
 /// A holder is known by the token that it came with, and by what it says of itself.
@@ -213,6 +243,7 @@ async fn attend(
         ledger: settings.ledger.clone(),
         access: Arc::new(Access::new(tokens::reader(&settings.ledger)?, options.rate)),
         stopping: stopping.clone(),
+        is_secure: options.tls.is_some(),
         metrics: Arc::default(),
         writer: writer.clone(),
         health: Arc::default(),

@@ -113,11 +113,11 @@ async fn list(State(counter): State<Counter>) -> Result<Json<Value>, Problem> {
 }
 
 async fn waiters(State(counter): State<Counter>) -> Result<Json<Value>, Problem> {
-    Ok(Json(counter.desk.ask(|session| waiting(session.board)).await?))
+    Ok(Json(counter.desk.ask(|session| waiting(session.board, usize::MAX)).await?))
 }
 
-/// Who waits, in the order of their coming, for what, and who has that.
-fn waiting(board: &Board) -> Value {
+/// Who waits, in the order of their coming, for what, and who has that; the first of them.
+pub fn waiting(board: &Board, most: usize) -> Value {
     let row = |(place, waiter): (usize, &crate::lease::queue::Waiter)| {
         let pools: Vec<_> = waiter.ask.wants.iter().map(|want| want.pool.as_str()).collect();
         let conditions: Vec<_> = waiter.ask.wants.iter().map(|want| want.predicate.to_string()).collect();
@@ -136,7 +136,7 @@ fn waiting(board: &Board) -> Value {
             "since": waiter.since.to_string(), "until": waiter.until.to_string(), "held_by": holders,
         })
     };
-    board.waiting().enumerate().map(row).collect()
+    board.waiting().take(most).enumerate().map(row).collect()
 }
 
 #[derive(Deserialize)]

@@ -99,7 +99,8 @@ fn trouble(board: &Board, definition: &Definition) -> Option<String> {
     })
 }
 
-fn usage(usage: Usage) -> String {
+/// How many may hold an item, in a word.
+pub fn usage(usage: Usage) -> String {
     match usage {
         Usage::Exclusive => "exclusive".to_owned(),
         Usage::Consume => "consume".to_owned(),
@@ -107,7 +108,8 @@ fn usage(usage: Usage) -> String {
     }
 }
 
-fn source(definition: &Definition) -> &'static str {
+/// Where its items come from, in a word.
+pub fn source(definition: &Definition) -> &'static str {
     match (&definition.table, &definition.generator) {
         (Some(_), _) => "table",
         (None, Some(_)) => "generator",

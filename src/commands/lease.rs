@@ -12,6 +12,7 @@ use crate::cli::lease::{AcquireArgs, AddArgs, LeaseCommand, PoolCommand, RevokeA
 use crate::client::Client;
 use crate::error::Stop;
 use crate::lease::ask::{Ask, Holder, Want};
+use crate::lease::item::value_of_text;
 use crate::lease::predicate::Predicate;
 use crate::report::{Format, Rows, say};
 use crate::settings::{Choices, Settings};
@@ -137,7 +138,8 @@ pub fn pool(command: PoolCommand) -> anyhow::Result<i32> {
 }
 
 fn add(args: AddArgs) -> anyhow::Result<i32> {
-    let mut items: Vec<Value> = args.items.iter().map(|text| item(text)).collect::<anyhow::Result<_>>()?;
+    let mut items: Vec<Value> =
+        args.items.iter().map(|text| value_of_text(text)).collect::<Result<_, _>>().map_err(Stop::usage)?;
     for file in &args.from {
         items.extend(read_items(file).map_err(Stop::usage)?.into_iter().map(Value::Object));
     }
@@ -156,26 +158,6 @@ fn add(args: AddArgs) -> anyhow::Result<i32> {
     let answer = client.call("POST", &format!("/v1/pools/{}/items", quoted(&args.pool)), Some(&body.into()))?.ok()?;
     say(&format!("pool {}: {} added", args.pool, answer["added"]));
     Ok(0)
-}
-
-/// An item as somebody types it: a JSON object, attributes, or its name.
-fn item(text: &str) -> anyhow::Result<Value> {
-    if text.starts_with('{') {
-        return serde_json::from_str(text).map_err(|error| Stop::usage(format!("{text} is no JSON object: {error}")));
-    }
-    if !text.contains('=') {
-        return Ok(text.into());
-    }
-    let pair = |pair: &str| {
-        let (name, value) = pair.split_once('=').with_context(|| format!("{text}: attributes are id=1,tier=gold"))?;
-        let value = match serde_json::from_str::<Value>(value) {
-            Ok(value @ (Value::Number(_) | Value::Bool(_))) => value,
-            _ => value.into(),
-        };
-        Ok((name.to_owned(), value))
-    };
-    let pairs: anyhow::Result<Map<String, Value>> = text.split(',').map(pair).collect();
-    pairs.map(Value::Object).map_err(Stop::usage)
 }
 
 /// Where requests go, and what is known of this place.

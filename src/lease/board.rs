@@ -16,6 +16,7 @@ use super::ask::Ask;
 use super::definition::Definition;
 use super::grant::{Lease, LeaseState};
 use super::item::{Item, ItemKey, ItemState};
+use super::pulse::Pulse;
 use super::queue::{Ticket, Waiter, WaiterState};
 use super::refusal::{Obstacle, Refusal};
 use super::shelf::{Items, Shelf};
@@ -134,6 +135,8 @@ pub struct Board {
     rest: Option<leasing::Rest>,
     /// Whether something that others wait for may never be had any more.
     is_shrunk: bool,
+    /// What was granted and given back in the last minutes.
+    pulse: Pulse,
     changes: Changes,
     news: Vec<News>,
 }
@@ -162,6 +165,7 @@ impl Board {
 
     /// Takes in what others changed up to `head`.
     pub fn absorb(&mut self, head: Head, rows: Rows) {
+        let is_first = self.head.version == 0;
         self.head = head;
         for pool in rows.pools {
             if pool.is_removed {
@@ -177,7 +181,11 @@ impl Board {
             self.put_item(item);
         }
         for lease in rows.leases {
-            self.strike(&lease.id);
+            let known = self.strike(&lease.id);
+            if !is_first {
+                let waiter = rows.waiters.iter().find(|it| it.lease.as_ref() == Some(&lease.id));
+                self.pulse.heard(&lease, known.is_some(), waiter.map(|it| it.since));
+            }
             if lease.state == LeaseState::Held {
                 self.enter(lease);
             } else {
@@ -209,6 +217,7 @@ impl Board {
     pub fn begin(&mut self, now: Timestamp) {
         // The store's time never goes back, whatever a clock does.
         self.now = self.now.max(now);
+        self.pulse.begin(self.now);
         while let Some((_, id)) = self.by_due.first().cloned().filter(|(at, _)| *at <= self.now) {
             let is_over = self.leases.get(&id).is_none_or(|lease| lease.expires_at <= self.now);
             // One that is kept here is renewed before.
@@ -348,6 +357,11 @@ impl Board {
     /// Whether somebody has this place in the line.
     pub fn is_waiting(&self, ticket: Ticket) -> bool {
         self.waiters.contains_key(&ticket)
+    }
+
+    /// What was granted and given back in the last minutes.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// All pools.

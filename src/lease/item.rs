@@ -227,3 +227,22 @@ pub fn attributes_of(given: Value) -> Result<Attributes, String> {
         id => Ok(std::iter::once(("id".to_owned(), id)).collect()),
     }
 }
+
+/// An item as somebody writes it: a name, attributes (`id=1,tier=gold`), or a JSON object.
+pub fn value_of_text(text: &str) -> Result<Value, String> {
+    if text.starts_with('{') {
+        return serde_json::from_str(text).map_err(|error| format!("{text} is no JSON object: {error}"));
+    }
+    if !text.contains('=') {
+        return Ok(text.into());
+    }
+    let pair = |pair: &str| {
+        let (name, value) = pair.split_once('=').ok_or_else(|| format!("{text}: attributes are id=1,tier=gold"))?;
+        let value = match serde_json::from_str::<Value>(value) {
+            Ok(value @ (Value::Number(_) | Value::Bool(_))) => value,
+            _ => value.into(),
+        };
+        Ok((name.to_owned(), value))
+    };
+    text.split(',').map(pair).collect::<Result<Attributes, String>>().map(Value::Object)
+}

@@ -6,10 +6,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest, Sha256};
 
-use super::{Story, data};
+use super::{Story, TONE, data};
 
 const FRAME: &str = include_str!("web/page.html");
-const STYLE: [&str; 2] = [include_str!("web/page.css"), include_str!("web/tables.css")];
+const STYLE: [&str; 3] = [TONE, include_str!("web/page.css"), include_str!("web/tables.css")];
 /// They are one script, in this order.
 const SCRIPT: [&str; 7] = [
     include_str!("web/data.js"),

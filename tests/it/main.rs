@@ -2,6 +2,7 @@
 //! this needs.
 
 mod bad_input;
+mod catalogue;
 mod cleanup;
 mod commands;
 mod environment;

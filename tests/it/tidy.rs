@@ -85,7 +85,7 @@ fn drivers_stay_in_their_rooms() {
                 "serve",
             ],
         ),
-        ("axum", &["api", "client", "serve"]),
+        ("axum", &["api", "catalogue", "client", "serve"]),
         ("comfy_table", &["report"]),
         ("clap", &["cli", "main", "commands", "settings", "report"]),
     ];

@@ -7,6 +7,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::{Answer, Board, News, PoolOnBoard, joint, pools_of};
+use crate::clock::Timestamp;
 use crate::lease::ask::{Ask, LONGEST, Want};
 use crate::lease::grant::{Held, Lease, LeaseState};
 use crate::lease::item::{Item, ItemKey};
@@ -61,7 +62,7 @@ impl Board {
         let part = match self.find(&ask, &mut rest) {
             Found::All(items) => {
                 self.rest = Some(rest);
-                return Answer::Granted(self.grant(ask, &items));
+                return Answer::Granted(self.grant(ask, &items, self.now));
             }
             Found::Part(items) => items,
         };
@@ -134,11 +135,12 @@ impl Board {
             if self.open_in(&awaited) <= rest.taken.values().map(|n| u64::from(*n)).sum() {
                 break;
             }
-            let Some(ask) = self.waiters.get(&ticket).map(|waiter| waiter.ask.clone()) else { continue };
+            let Some(waiter) = self.waiters.get(&ticket) else { continue };
+            let (ask, since) = (waiter.ask.clone(), waiter.since);
             let behind = self.lines.get(&ask.substance()).and_then(|line| line.range(ticket + 1..).next()).copied();
             match self.find(&ask, &mut rest) {
                 Found::All(items) => {
-                    let lease = self.grant(ask, &items);
+                    let lease = self.grant(ask, &items, since);
                     self.leave_queue(ticket, WaiterState::Granted, Some(lease.id.clone()));
                     self.news.push(News::Granted(ticket, lease));
                     next.extend(behind.map(Reverse));
@@ -199,7 +201,7 @@ impl Board {
         its.shelf.pick(&want, &self.items, &its.pool.definition, taken, &[])
     }
 
-    fn grant(&mut self, ask: Ask, items: &[ItemKey]) -> Lease {
+    fn grant(&mut self, ask: Ask, items: &[ItemKey], since: Timestamp) -> Lease {
         // What is granted was kept for nobody else.
         let is_moved = self.is_moved;
         self.head.fence += 1;
@@ -235,6 +237,7 @@ impl Board {
             holder: ask.holder,
         };
         self.changes.leases.insert(lease.id.clone(), lease.clone());
+        self.pulse.granted(&lease, since);
         self.enter(lease.clone());
         self.is_moved = is_moved;
         lease
@@ -442,6 +445,7 @@ impl Board {
                 item.let_go(definition, unclean);
             });
         }
+        self.pulse.ended(&lease);
         self.remember(&lease);
         self.changes.leases.insert(lease.id.clone(), lease.clone());
         if unclean {
