@@ -32,7 +32,7 @@ pub async fn bodies(request: Request, next: Next) -> Response {
     if body.size_hint().lower() > LONGEST_BODY as u64 {
         // Who has sent no byte yet, and asks whether to, is told by the answer itself.
         if parts.headers.get(header::EXPECT).is_none() {
-            tokio::spawn(tokio::time::timeout(LINGER_TIME, discard(body)));
+            linger(body);
         }
         return too_large();
     }
@@ -53,7 +53,7 @@ async fn collect(mut body: Body) -> Result<Vec<u8>, Response> {
         let broken = |error| Problem::malformed(format!("the request's body breaks off: {error}")).into_response();
         let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
         if bytes.len() + data.len() > LONGEST_BODY {
-            tokio::spawn(tokio::time::timeout(LINGER_TIME, discard(body)));
+            linger(body);
             return Err(too_large());
         }
         bytes.extend_from_slice(&data);
@@ -65,6 +65,13 @@ fn too_large() -> Response {
     let mut response = Problem::too_large(format!("at most {LONGEST_BODY} bytes are taken")).into_response();
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
+}
+
+/// Takes a body that nobody wants, for a while.
+pub fn linger(body: Body) {
+    if body.size_hint().upper() != Some(0) {
+        tokio::spawn(tokio::time::timeout(LINGER_TIME, discard(body)));
+    }
 }
 
 async fn discard(mut body: Body) {
