@@ -168,30 +168,30 @@ pub async fn guard(State(access): State<Arc<Access>>, mut request: Request, next
             request.extensions_mut().insert(caller);
         }
         Err(response) => {
-            linger(request.into_body());
-            return response;
+            linger(request);
+            return *response;
         }
     }
     next.run(request).await
 }
 
 /// Who makes a request, where that matters; or why it is refused.
-fn admit(access: &Access, request: &Request) -> Result<Option<Caller>, Response> {
+fn admit(access: &Access, request: &Request) -> Result<Option<Caller>, Box<Response>> {
     let Some(needed) = needed(request.method(), request.uri().path()) else { return Ok(None) };
     let missing = "a token is needed: Authorization: Bearer TOKEN, for isolane in ISOLANE_TOKEN";
-    let token = bearer(request).ok_or_else(|| refuse(unauthorized(missing), None))?;
-    let caller = access.caller(token).map_err(|problem| refuse(problem, Some("invalid_token")))?;
+    let token = bearer(request).ok_or_else(|| Box::new(refuse(unauthorized(missing), None)))?;
+    let caller = access.caller(token).map_err(|problem| Box::new(refuse(problem, Some("invalid_token"))))?;
     access.count(&caller.name).map_err(|wait| {
         let detail = format!("the token {} makes more than {} requests a second", caller.name, access.rate);
         let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", detail);
         let mut response = problem.into_response();
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
-        response
+        Box::new(response)
     })?;
     if caller.role < needed {
         let detail = format!("the token {} has the role {}, and this takes {needed}", caller.name, caller.role);
         let problem = Problem::new(StatusCode::FORBIDDEN, "forbidden", detail);
-        return Err(refuse(problem, Some("insufficient_scope")));
+        return Err(Box::new(refuse(problem, Some("insufficient_scope"))));
     }
     Ok(Some(caller))
 }
