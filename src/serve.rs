@@ -1,8 +1,8 @@
 //! `isolane serve`: pools, leases and runs for a team and for machines of CI, over TCP.
 //!
 //! [`router`] is all that is served; other routers are merged into it there. Around it stand, from
-//! outside: what is counted ([`metrics`]), the length of bodies and the stop ([`limits`]); around
-//! the API, who may do what ([`access`]).
+//! outside: what is counted ([`metrics`]) and the stop; around the API, who may do what
+//! ([`access`]), and within, the length of bodies ([`limits`]).
 
 pub mod access;
 mod door;
@@ -101,11 +101,12 @@ pub fn router(service: &Service) -> Router {
         .merge(runs::routes(service.ledger.clone()))
         .merge(openapi::routes())
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "unknown-path", "there is nothing at this path") })
-        .layer(middleware::from_fn_with_state(Arc::clone(&service.access), access::guard));
-    // What looks after its own access is merged here.
-    let all = api.merge(catalogue::routes(shop_window(service)));
-    all.layer(middleware::from_fn_with_state(service.stopping.clone(), limits::waits))
         .layer(middleware::from_fn(limits::bodies))
+        .layer(middleware::from_fn_with_state(Arc::clone(&service.access), access::guard));
+    // What looks after its own access, and the bodies of its requests, is merged here.
+    let page = catalogue::routes(shop_window(service)).layer(middleware::from_fn(limits::bodies));
+    api.merge(page)
+        .layer(middleware::from_fn_with_state(service.stopping.clone(), limits::waits))
         .layer(middleware::from_fn_with_state(service.clone(), metrics::count))
 }
 

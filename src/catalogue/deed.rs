@@ -53,9 +53,9 @@ async fn requested(hall: &Hall, form: &Form) -> Said {
         reply = desk.acquire(ask) => reply,
         _ = stopping.wait_for(|is| *is) => return Err("The service stops.".to_owned()),
     };
-    let lease = reply.map_err(|error| away(&error))?.map_err(|refusal| refusal.to_string())?;
-    let names: Vec<&str> = lease.lease.items.iter().map(|held| &*held.name).collect();
-    Ok(format!("{} of {pool}: yours for {}.", names.join(", "), span(Duration::from_micros(lease.lease.ttl))))
+    let lease = reply.map_err(|error| away(&error))?.map_err(|refusal| refusal.to_string())?.lease;
+    let names: Vec<&str> = lease.items.iter().map(|held| &*held.name).collect();
+    Ok(format!("{} of {pool}: yours for {}.", names.join(", "), span(Duration::from_micros(lease.ttl))))
 }
 
 /// `POST /renew`

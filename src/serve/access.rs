@@ -14,6 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
+use super::limits::linger;
 use crate::api::leases::Party;
 use crate::api::problem::Problem;
 use crate::clock::Timestamp;
@@ -156,36 +157,43 @@ fn bearer(request: &Request) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Lets in who may come in, and says who it is.
+/// Lets in who may come in, and says who it is. Nothing of a body is waited for before that.
 pub async fn guard(State(access): State<Arc<Access>>, mut request: Request, next: Next) -> Response {
-    let Some(needed) = needed(request.method(), request.uri().path()) else { return next.run(request).await };
-    let Some(token) = bearer(&request) else {
-        return refuse(
-            unauthorized("a token is needed: Authorization: Bearer TOKEN, for isolane in ISOLANE_TOKEN"),
-            None,
-        );
-    };
-    let caller = match access.caller(token) {
-        Ok(caller) => caller,
-        Err(problem) => return refuse(problem, Some("invalid_token")),
-    };
-    if let Err(wait) = access.count(&caller.name) {
-        let detail = format!("the token {} makes more than {} requests a second", caller.name, access.rate);
-        let mut response = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", detail).into_response();
-        let seconds = wait.as_secs() + 1;
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        return response;
+    match admit(&access, &request) {
+        Ok(None) => {}
+        Ok(Some(caller)) => {
+            if caller.role < Role::Admin {
+                request.extensions_mut().insert(Party(Arc::clone(&caller.name)));
+            }
+            request.extensions_mut().insert(caller);
+        }
+        Err(response) => {
+            linger(request);
+            return *response;
+        }
     }
+    next.run(request).await
+}
+
+/// Who makes a request, where that matters; or why it is refused.
+fn admit(access: &Access, request: &Request) -> Result<Option<Caller>, Box<Response>> {
+    let Some(needed) = needed(request.method(), request.uri().path()) else { return Ok(None) };
+    let missing = "a token is needed: Authorization: Bearer TOKEN, for isolane in ISOLANE_TOKEN";
+    let token = bearer(request).ok_or_else(|| Box::new(refuse(unauthorized(missing), None)))?;
+    let caller = access.caller(token).map_err(|problem| Box::new(refuse(problem, Some("invalid_token"))))?;
+    access.count(&caller.name).map_err(|wait| {
+        let detail = format!("the token {} makes more than {} requests a second", caller.name, access.rate);
+        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", detail);
+        let mut response = problem.into_response();
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
+        Box::new(response)
+    })?;
     if caller.role < needed {
         let detail = format!("the token {} has the role {}, and this takes {needed}", caller.name, caller.role);
         let problem = Problem::new(StatusCode::FORBIDDEN, "forbidden", detail);
-        return refuse(problem, Some("insufficient_scope"));
+        return Err(Box::new(refuse(problem, Some("insufficient_scope"))));
     }
-    if caller.role < Role::Admin {
-        request.extensions_mut().insert(Party(Arc::clone(&caller.name)));
-    }
-    request.extensions_mut().insert(caller);
-    next.run(request).await
+    Ok(Some(caller))
 }
 
 fn refuse(problem: Problem, error: Option<&str>) -> Response {

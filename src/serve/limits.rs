@@ -28,14 +28,11 @@ const LAST_MOMENT: Duration = Duration::from_millis(200);
 
 /// Reads the body of a request before anybody works on it.
 pub async fn bodies(request: Request, next: Next) -> Response {
-    let (parts, body) = request.into_parts();
-    if body.size_hint().lower() > LONGEST_BODY as u64 {
-        // Who has sent no byte yet, and asks whether to, is told by the answer itself.
-        if parts.headers.get(header::EXPECT).is_none() {
-            tokio::spawn(tokio::time::timeout(LINGER_TIME, discard(body)));
-        }
+    if request.body().size_hint().lower() > LONGEST_BODY as u64 {
+        linger(request);
         return too_large();
     }
+    let (parts, body) = request.into_parts();
     let body = match tokio::time::timeout(PATIENCE, collect(body)).await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(problem)) => return problem,
@@ -53,7 +50,7 @@ async fn collect(mut body: Body) -> Result<Vec<u8>, Response> {
         let broken = |error| Problem::malformed(format!("the request's body breaks off: {error}")).into_response();
         let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
         if bytes.len() + data.len() > LONGEST_BODY {
-            tokio::spawn(tokio::time::timeout(LINGER_TIME, discard(body)));
+            linger(Request::new(body));
             return Err(too_large());
         }
         bytes.extend_from_slice(&data);
@@ -65,6 +62,15 @@ fn too_large() -> Response {
     let mut response = Problem::too_large(format!("at most {LONGEST_BODY} bytes are taken")).into_response();
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
+}
+
+/// Takes the body of a request that nobody wants, for a while.
+pub fn linger(request: Request) {
+    // Who has sent no byte yet, and asks whether to, is told by the answer itself.
+    let is_asked = request.headers().contains_key(header::EXPECT);
+    if !is_asked && request.body().size_hint().upper() != Some(0) {
+        tokio::spawn(tokio::time::timeout(LINGER_TIME, discard(request.into_body())));
+    }
 }
 
 async fn discard(mut body: Body) {
