@@ -330,15 +330,16 @@ impl Desk {
         if let Err(error) = kept {
             *locked(&self.shared.why) = Some(error.clone());
             is_stale.store(true, Ordering::Release);
-            // A store that broke down may not have come to it.
-            is_due.store(false, Ordering::Release);
+            if batch.last.is_none() {
+                // A store that broke down has not come to them. What is asked from now on is tried.
+                is_due.store(false, Ordering::Release);
+                drop(std::mem::take(&mut locked(jobs).0));
+            }
         }
         for after in batch.afters {
             after(kept.clone());
         }
         if kept.is_err() {
-            let left = std::mem::take(&mut locked(jobs).0);
-            drop(left);
             let mut ears = locked(ears);
             // Who came just then has no place, and asks again. All others keep theirs.
             ears.retain(|ticket, _| batch.last.is_none_or(|last| *ticket <= last));
