@@ -119,9 +119,7 @@ pub async fn serve(listener: UnixListener, api: Arc<Api>) -> std::io::Result<()>
         forward::routes(Arc::clone(remote), introduce)
     } else {
         let counter = Counter { desk: api.desk.clone(), introduce };
-        leases::routes(counter.clone())
-            .merge(pools::routes(counter))
-            .merge(pools::fill_routes(api.stock.clone()))
+        leases::routes(counter.clone()).merge(pools::routes(counter)).merge(pools::fill_routes(api.stock.clone()))
     };
     let ledger = api.run.settings.ledger.clone();
     let router = Router::new()

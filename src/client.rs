@@ -16,11 +16,11 @@ use crate::lease::refusal;
 use crate::lease::store::Store;
 use crate::ledger::lease::LedgerStore;
 use crate::ledger::{self, Writer};
+use crate::provider::open_store;
 use crate::remote::Remote;
 use crate::secret::Vault;
 use crate::settings::{Settings, StoreAddress};
 use crate::stock::{self, Stock};
-use crate::provider::open_store;
 
 /// Where requests go.
 #[derive(Debug)]

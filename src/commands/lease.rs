@@ -15,8 +15,8 @@ use crate::lease::ask::{Ask, Holder, Want};
 use crate::lease::item::value_of_text;
 use crate::lease::predicate::Predicate;
 use crate::report::{Format, Rows, say};
-use crate::settings::{Choices, Settings};
 use crate::settings::pool::read_items;
+use crate::settings::{Choices, Settings};
 
 /// `isolane lease …`.
 pub fn lease(command: LeaseCommand) -> anyhow::Result<i32> {

@@ -6,7 +6,7 @@
 //! cargo test --test lease_history                       as CI does
 //! ISOLANE_SEED=7 cargo test --test lease_history        the same choices again
 //! ```
-#![allow(missing_docs, reason = "it has no readers in code")]
+#![allow(clippy::print_stdout, missing_docs, reason = "it prints its seed and has no readers in code")]
 
 #[allow(dead_code, unused_imports, reason = "the laboratory serves the other tests first")]
 #[path = "../it/lab/mod.rs"]
@@ -58,8 +58,8 @@ fn nobody_ever_has_what_another_has_whoever_is_killed() {
         for (at, run) in runs.into_iter().enumerate() {
             // The last one of some rounds is killed while its workers are at it.
             if at == RUNS - 1 && random.u8(..) < 160 {
-                let begun = format!("{seed}-{round}-{at}");
-                wait_until("its workers hold something", || notes(&lab, &begun).len() > 5);
+                let stamp = format!("{seed}-{round}-{at}");
+                wait_until("its workers hold something", || notes(&lab, &stamp).len() > 5);
                 run.signal(Signal::SIGKILL);
                 killed += 1;
                 drop(run);

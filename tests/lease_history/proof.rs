@@ -2,6 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+/// From when to when somebody has something, in seconds.
+type Span = (f64, f64);
+
 /// One item of one lease, as the ledger has it; times are microseconds by its clock.
 #[derive(Clone, Debug)]
 pub struct Grant {
@@ -67,7 +70,7 @@ pub fn of_notes(notes: &[Note], grants: &[Grant]) -> Vec<String> {
             *until = lets_go.min(limit).max(*has);
         }
     }
-    let mut items: BTreeMap<u64, Vec<(u64, (f64, f64))>> = BTreeMap::new();
+    let mut items: BTreeMap<u64, Vec<(u64, Span)>> = BTreeMap::new();
     for grant in grants {
         if let Some(span) = spans.get(&*grant.lease) {
             items.entry(grant.item).or_default().push((grant.fence, *span));

@@ -124,7 +124,12 @@ async fn what_is_granted_to_one_who_has_just_left_goes_back() {
         assert!(poll(waits.as_mut()).is_pending());
         assert_eq!(scene.waiting().await, 1);
         assert!(poll(waits.as_mut()).is_pending(), "it waits in line");
-        scene.desk.ask(move |session| session.board.release(&first.lease.id, None)).await.expect("kept").expect("released");
+        scene
+            .desk
+            .ask(move |session| session.board.release(&first.lease.id, None))
+            .await
+            .expect("kept")
+            .expect("released");
         assert_eq!((scene.waiting().await, scene.held().await), (0, 1));
     }
     assert_eq!(scene.held().await, 0, "nobody took it");
@@ -188,7 +193,12 @@ async fn a_full_disk_keeps_all_of_a_request_or_nothing_and_later_requests_work()
     let there = other.ask(|session| session.board.held().len()).await.expect("kept");
     assert_eq!((scene.held().await, there), (usize::from(lease.is_some()), usize::from(lease.is_some())));
     if let Some(lease) = lease {
-        scene.desk.ask(move |session| session.board.release(&lease.lease.id, None)).await.expect("kept").expect("released");
+        scene
+            .desk
+            .ask(move |session| session.board.release(&lease.lease.id, None))
+            .await
+            .expect("kept")
+            .expect("released");
     }
     assert_eq!(scene.desk.ask(|session| session.board.items_of("acct").count()).await.expect("kept"), 1);
     other.acquire(ask(&json!({"pool": "acct"}))).await.expect("kept").expect("granted");

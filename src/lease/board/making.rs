@@ -145,7 +145,8 @@ impl Board {
         for (name, its) in pools {
             let definition = &its.pool.definition;
             let is_resting = definition.trouble.as_ref().is_some_and(|it| it.until > self.now.0);
-            let Some(generator) = definition.generator.as_ref().filter(|_| !is_resting && !definition.is_leaving) else {
+            let Some(generator) = definition.generator.as_ref().filter(|_| !is_resting && !definition.is_leaving)
+            else {
                 continue;
             };
             for stock in &generator.stock {
