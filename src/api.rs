@@ -94,6 +94,10 @@ impl Api {
             let _ = remote.ended(&run, Some(&worker)).await;
             return;
         }
+        // Most runs lease nothing, and nothing is written for them.
+        if !self.desk.is_used() {
+            return;
+        }
         self.desk.holder_died(move |holder| {
             holder.run.as_deref() == Some(run.as_str()) && holder.worker.as_deref() == Some(worker.as_str())
         });
@@ -239,6 +243,8 @@ async fn lease(api: Arc<Api>, request: LaneRequest, peer: Peer) -> Result<Grant,
     let test = request.test.map(|test| test.id);
     tokio::spawn(async move {
         let how = keeper::ended(&process).await;
+        // The run may end with its last test, and waits to hear of that.
+        let telling = api.stories.one_more();
         if matches!(how, Ended::Signalled(_)) {
             // A terminal's signal reaches the test and us at once, and we may hear of its end first.
             tokio::time::sleep(HEARSAY).await;
@@ -246,6 +252,7 @@ async fn lease(api: Arc<Api>, request: LaneRequest, peer: Peer) -> Result<Grant,
         if let Some(test) = test {
             api.roster.test_exited(&worker, &test, how, Timestamp::now());
         }
+        drop(telling);
         // Before another test can come to the same place, with the same name.
         api.holder_died(&worker).await;
         match how {

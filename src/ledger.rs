@@ -239,7 +239,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("ledger.db");
         let db = open(&path).expect("made");
-        let back = "DROP VIEW leases; DROP TABLE lease_head; DROP TABLE pool; DROP TABLE item; DROP TABLE lease; DROP TABLE waiter;
+        let back = "DROP VIEW leases; DROP TABLE lease_head; DROP TABLE pool; DROP TABLE item; DROP TABLE lease; DROP TABLE waiter; DROP TABLE token;
                     INSERT INTO leftover VALUES (1, 1, 1, 'transaction', 'open'); PRAGMA user_version = 3";
         db.execute_batch(back).expect("the third form");
         drop(db);

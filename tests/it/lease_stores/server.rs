@@ -5,6 +5,7 @@ use serde_json::json;
 use super::world::{World, acquire, aside, ask, items, present, run, store_at, waiting};
 use crate::lab::{Lab, Server, wait_until};
 use isolane::desk::Desk;
+use isolane::lease::refusal::Refusal;
 
 #[test]
 fn a_server_that_was_restarted_lost_no_lease_and_no_place_in_the_line() {
@@ -99,8 +100,8 @@ fn who_is_taken_for_dead_and_lives_is_told_to_ask_again() {
         let owner = desk.ask(|session| session.board.waiting().map(|it| it.owner.clone()).collect::<Vec<_>>());
         let owner = owner.await.expect("kept").remove(0);
         desk.ask(move |session| session.board.lost_process(&owner)).await.expect("kept");
-        let told = waiter.await.expect("it ends").expect_err("its place is gone");
-        assert!(told.0.contains("ask again"), "{told}");
+        let told = waiter.await.expect("it ends").expect("kept").expect_err("its place is gone");
+        assert_eq!(told.to_string(), Refusal::WaitEnded.to_string());
         desk.ask(move |session| session.board.release(&first.id, None)).await.expect("kept").expect("released");
         assert_eq!(desk.ask(|session| session.board.held().len()).await.expect("kept"), 0, "nobody has it unknowingly");
     });
