@@ -85,6 +85,13 @@ pub enum Command {
     /// Lease pooled test data: one holder at a time, freed when that dies
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
+    /// List who holds what of which pool, and who waits for them
+    Leases {
+        #[command(flatten)]
+        ledger: LeasesArgs,
+        #[command(flatten)]
+        format: FormatArgs,
+    },
     /// Fill pools of test data, look into them, and empty them
     #[command(subcommand)]
     Pool(lease::PoolCommand),

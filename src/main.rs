@@ -18,6 +18,7 @@ fn main() {
         Command::Report(args) => commands::report(args),
         Command::Record { kind, key } => commands::record(&kind, &key),
         Command::Lease(command) => commands::lease::lease(command),
+        Command::Leases { ledger, format } => commands::lease::leases(ledger, format.format),
         Command::Pool(command) => commands::lease::pool(command),
         Command::Serve(args) => commands::serve(*args),
         Command::Sweep(args) => commands::sweep(*args),

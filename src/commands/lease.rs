@@ -45,6 +45,27 @@ pub fn lease(command: LeaseCommand) -> anyhow::Result<i32> {
     }
 }
 
+/// `isolane leases`: each lease that is held, with those who wait for it.
+pub fn leases(ledger: LeasesArgs, format: Format) -> anyhow::Result<i32> {
+    let (client, _) = client(ledger)?;
+    let mut held = client.call("GET", "/v1/leases", None)?.ok()?;
+    let waiters = client.call("GET", "/v1/waiters", None)?.ok()?;
+    for lease in held.as_array_mut().into_iter().flatten() {
+        let is_its = |waiter: &&Value| {
+            let held_by = waiter["held_by"].as_array().into_iter().flatten();
+            let pools = waiter["pools"].as_array().into_iter().flatten();
+            held_by.map(|it| &it["item"]).any(|item| *item == lease["item"])
+                && pools.into_iter().any(|pool| *pool == lease["pool"])
+        };
+        let names = waiters.as_array().into_iter().flatten().filter(is_its).map(|waiter| {
+            let name = ["test_id", "worker_id", "client"].iter().find_map(|column| waiter[*column].as_str());
+            format!("{} since {}", name.unwrap_or("somebody"), waiter["since"].as_str().unwrap_or_default())
+        });
+        lease["awaited_by"] = names.collect::<Vec<_>>().join(", ").into();
+    }
+    print(&held, format, "no lease is held")
+}
+
 fn acquire(args: AcquireArgs) -> anyhow::Result<i32> {
     let (client, settings) = client(args.ledger)?;
     let predicate = Predicate::new(args.conditions);

@@ -38,6 +38,12 @@ fn at_a_shell_an_item_has_one_holder_and_refusals_tell_apart() {
     lab.isolane(&format!("lease renew {id}")).run().assert_code(1).assert_says("is released since");
     let held = lab.column("SELECT item FROM leases WHERE state = 'held'");
     assert_eq!(held, [first["item"].as_str().expect("a name")]);
+    let name = first["item"].as_str().expect("a name");
+    let waiter = lab.isolane(&format!("lease acquire acct --where id={name} --wait 60s")).start();
+    wait_until("somebody waits", || lab.ledger("SELECT * FROM waiter WHERE state = 'waiting'") != no_rows());
+    let leases = json(&lab.isolane("leases --format json").run().assert_code(0).out());
+    assert!(leases[0]["awaited_by"].as_str().is_some_and(|who| who.contains(" since ")), "{leases}");
+    drop(waiter);
     lab.isolane("pool remove acct").run().assert_code(75).assert_says("is held");
 }
 

@@ -56,6 +56,9 @@ fn options_exist() {
         "lease revoke",
         "pool",
         "pool add",
+        "pool fill",
+        "leases",
+        "serve",
     ];
     let help: String = commands
         .iter()

@@ -4,10 +4,13 @@
 //!
 //! ```text
 //! cargo test --test leases                          as CI does
-//! PROPTEST_CASES=2000 cargo test --test leases      for a while longer
+//! ISOLANE_SEED=$RANDOM PROPTEST_CASES=2000 cargo test --test leases      others, for a while longer
 //! ```
 #![allow(missing_docs, reason = "it has no readers in code")]
 
+#[allow(dead_code, unused_imports, reason = "the laboratory serves the other tests first")]
+#[path = "../it/lab/mod.rs"]
+mod lab;
 mod model;
 mod step;
 mod store;
@@ -21,12 +24,18 @@ use world::World;
 
 /// How many stories, unless `PROPTEST_CASES` says otherwise.
 const CASES: u32 = 120;
+/// The same on a server, where each has a database of its own.
+const CASES_ON_A_SERVER: u32 = 8;
 
-/// Plays random stories against a store that `make` makes.
-fn play(make: &dyn Fn() -> World) {
+/// What the stories are made from, unless `ISOLANE_SEED` says otherwise: who changes something and
+/// sees a failure has made it.
+const SEED: u64 = 6;
+
+/// Plays so many random stories against a store that `make` makes.
+fn play(usual: u32, make: &dyn Fn() -> World) {
     let read = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let cases = read("PROPTEST_CASES").and_then(|n| u32::try_from(n).ok()).unwrap_or(CASES);
-    let seed = read("ISOLANE_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let cases = read("PROPTEST_CASES").and_then(|n| u32::try_from(n).ok()).unwrap_or(usual);
+    let seed = read("ISOLANE_SEED").unwrap_or(SEED);
     let config = Config {
         cases,
         failure_persistence: None,
@@ -61,5 +70,11 @@ fn play(make: &dyn Fn() -> World) {
 
 #[test]
 fn after_every_step_leases_in_a_ledger_are_as_the_rules_say() {
-    play(&World::on_a_ledger);
+    play(CASES, &World::on_a_ledger);
+}
+
+#[test]
+fn after_every_step_leases_on_a_server_are_as_the_rules_say() {
+    let server = lab::Server::own();
+    play(CASES_ON_A_SERVER, &|| World::on_a_server(&server.database("")));
 }

@@ -488,6 +488,10 @@ fn settle(item: &mut Item, definition: &Definition) {
         return;
     }
     if item.leaving {
+        // Tries to retire it are counted from the beginning.
+        if item.state != ItemState::Retiring {
+            item.failures = 0;
+        }
         item.state = if definition.retire.is_some() { ItemState::Retiring } else { ItemState::Retired };
     } else if item.soiled {
         (item.soiled, item.state) = (false, ItemState::Dirty);

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::lab::Database;
+use isolane::address::Variables;
 use isolane::desk::{Desk, Reply, Session};
 use isolane::lease::board::Board;
 use isolane::lease::grant::LeaseState;
@@ -13,6 +15,7 @@ use isolane::lease::refusal::Refusal;
 use isolane::lease::store::{Store, StoreError};
 use isolane::ledger::lease::LedgerStore;
 use isolane::ledger::{self, Writer};
+use isolane::provider::open_store;
 use tokio::task::JoinHandle;
 
 use crate::model::{Answer, Model};
@@ -59,6 +62,13 @@ impl World {
         let path = folder.path().join("ledger.db");
         let (writer, _) = Writer::start(ledger::open(&path).expect("a ledger"));
         Self::new(Arc::new(LedgerStore::new(writer, &path)), folder)
+    }
+
+    /// With a PostgreSQL database as its store.
+    pub fn on_a_server(database: &Database<'_>) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = open_store(&database.url(), "the test", &Variables::new(), folder.path()).expect("a store");
+        Self::new(Arc::from(store), folder)
     }
 
     pub fn new(inner: Arc<dyn Store>, folder: tempfile::TempDir) -> Self {

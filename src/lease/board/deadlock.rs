@@ -44,23 +44,24 @@ impl Board {
         let last = line.asks.len() - 1;
         // Who can get what they wait for goes on, and lets go of all they hold in the end.
         loop {
-            let mut is_over = true;
-            let mut taken = HashMap::new();
+            let (mut granted, mut taken) = (Vec::new(), HashMap::new());
             for at in 0..line.asks.len() {
                 if line.can_go_on[at] {
                     continue;
                 }
                 let (items, is_all) = self.find_in(line.asks[at], &line.held, &taken);
-                if is_all {
-                    let is_lasting = self.is_lasting(line.asks[at], ask.wait);
-                    line.goes_on(at, if is_lasting { items } else { Vec::new() });
-                    is_over = false;
-                } else {
-                    // What there is of it is kept for it, whoever comes later.
-                    for item in items {
-                        *taken.entry(item).or_default() += 1;
-                    }
+                // What there is of it is kept for it, whoever comes later.
+                for item in &items {
+                    *taken.entry(*item).or_default() += 1;
                 }
+                if is_all {
+                    granted.push((at, items));
+                }
+            }
+            let is_over = granted.is_empty();
+            for (at, items) in granted {
+                let is_lasting = self.is_lasting(line.asks[at], ask.wait);
+                line.goes_on(at, if is_lasting { items } else { Vec::new() });
             }
             if line.can_go_on[last] {
                 return None;
@@ -126,7 +127,9 @@ impl Board {
                 self.definition(&item.pool).is_some_and(|its| of(held) + of(taken) < its.usage.places())
             };
             let fit = |want: &Want, most| self.like(want).filter(is_open).take(most).map(|it| it.key).collect();
-            is_all = joint::assign(ask, fit).is_some();
+            if let Some(items) = joint::assign(ask, fit) {
+                return (items, true);
+            }
         }
         (chosen, is_all)
     }
