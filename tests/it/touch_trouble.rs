@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::lab::program::PATIENCE;
 use crate::lab::{Lab, Server, wait_until};
 use crate::shared_rows::{lab, play};
 
@@ -93,7 +94,7 @@ fn a_million_touches_are_taken_in_with_little_memory() {
                   -c \"DO \\$\\$ BEGIN FOR n IN 1..20 LOOP INSERT INTO t SELECT generate_series(n * 10000, n * 10000 + 9999); END LOOP; END \\$\\$\" \
                   -c \"INSERT INTO wide SELECT repeat('x', 2000) || n FROM generate_series(1, 20000) n\"
                   sleep 2; grep VmHWM /proc/$PPID/status >memory";
-    lab.sh("--isolation shared", script).run().assert_code(0);
+    lab.sh("--isolation shared", script).start().finish_within(5 * PATIENCE).assert_code(0);
     assert_eq!(lab.value("SELECT count(*) FROM touches"), "1020000");
     let memory = lab.read("memory");
     let kilobytes: u32 = memory.split_whitespace().nth(1).expect("a number").parse().expect("a number");

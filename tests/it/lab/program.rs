@@ -139,8 +139,14 @@ impl Running {
 
     /// Waits for its end.
     #[track_caller]
-    pub fn finish(mut self) -> Outcome {
-        let deadline = Instant::now() + PATIENCE;
+    pub fn finish(self) -> Outcome {
+        self.finish_within(PATIENCE)
+    }
+
+    /// The same for what takes longer.
+    #[track_caller]
+    pub fn finish_within(mut self, limit: Duration) -> Outcome {
+        let deadline = Instant::now() + limit;
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("a child of ours") {
                 break status;
@@ -148,7 +154,7 @@ impl Running {
             if Instant::now() > deadline {
                 let _ = killpg(self.pid(), Signal::SIGKILL);
                 let shown = [&self.stdout, &self.stderr].map(|pipe| text_of(pipe).unwrap_or_default());
-                panic!("{}: not over after {PATIENCE:?}\n{}\n{}", self.line, shown[0], shown[1]);
+                panic!("{}: not over after {limit:?}\n{}\n{}", self.line, shown[0], shown[1]);
             }
             thread::sleep(Duration::from_millis(2));
         };
