@@ -167,13 +167,11 @@ impl Stock {
         let mut chores = self.0.desk.chores();
         loop {
             chores.borrow_and_update();
-            // What became due before it was told to end is looked for before it does.
-            let is_closing = self.state().is_closing;
             let next = self.look().await;
             {
                 let state = self.state();
                 let is_idle = state.cares == 0 && state.makings == 0;
-                if is_closing && is_idle {
+                if state.is_closing && is_idle {
                     return;
                 }
             }
