@@ -40,11 +40,8 @@ fn an_item_is_reset_after_each_use_and_its_command_knows_it() {
     let script = "isolane lease acquire acct --format csv > got; id=$(sed -n 2p got | cut -d, -f1)
         isolane lease release $id && isolane lease acquire acct --wait 30s > second";
     lab.sh("", script).run().assert_code(0);
-    // The end of the run resets what it can; what it cannot is due still, and the next who changes
-    // anything does it.
-    lab.isolane("pool add acct other").run().assert_code(0);
-    wait_until("all are free", || states(&lab, "acct") == ["free", "free"]);
-    assert!(lines(&lab, "log").len() >= 3, "after each of two, the second at the end of the run or after it");
+    assert_eq!(lines(&lab, "log").len(), 3, "after each of two, the second at the end of the run");
+    assert_eq!(states(&lab, "acct"), ["free"]);
     lab.assert_nothing_left();
 }
 
