@@ -23,11 +23,10 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::desk::Desk;
 use crate::lease::board::{Board, Demand, Plan};
-use crate::lease::item::ItemKey;
 use crate::ledger::lease::LedgerStore;
 use crate::ledger::{self, Writer};
 use crate::secret::Vault;
-use care::Care;
+use care::{Care, Rests};
 
 /// How long the end of a run, or of a service, waits for what is being done.
 pub const SETTLING: Duration = Duration::from_secs(5);
@@ -68,8 +67,8 @@ struct State {
     cares: usize,
     makings: usize,
     making: Plan,
-    /// Items that were tried in vain: how often, and when they are tried again.
-    rests: HashMap<ItemKey, (u32, Instant)>,
+    rests: Rests,
+    has_looked: bool,
     /// The generators that were seen, by their pools.
     prints: HashMap<String, String>,
     lines: Vec<String>,
@@ -251,7 +250,8 @@ impl Stock {
             }
         }
         let room = MOST_CARES.saturating_sub(state.cares);
-        (begun.cares, begun.next) = care::begin(board, &mut state.rests, room);
+        let has_looked = std::mem::replace(&mut state.has_looked, true);
+        (begun.cares, begun.next) = care::begin(board, &mut state.rests, has_looked, room);
         if !is_closing {
             begun.demands = board.demands(&state.making, self.0.keeps_stock);
         }

@@ -89,8 +89,8 @@ impl Watchdog {
         let leave = || nix::unistd::setsid().map(drop).map_err(std::io::Error::from);
         // SAFETY: between fork and exec only setsid(2) is called, which is allowed there.
         unsafe { command.pre_exec(leave) };
-        let mut child = command.spawn().context("cannot start it")?;
-        process::spare(i32::try_from(child.id())?);
+        let spawned = process::spawn_spared(|| command.spawn(), |child| Some(child.id()));
+        let mut child = spawned.context("cannot start it")?;
         let line: OwnedFd = child.stdin.take().context("it has no input")?.into();
         let mut line = File::from(line);
         writeln!(line, "{charge}").context("cannot talk to it")?;

@@ -252,7 +252,10 @@ impl std::fmt::Display for Refusal {
             }
             Self::Exhausted { pool, wanted, matching, obstacles, ahead, unready, waited } => {
                 write!(f, "pool {pool} has not {wanted} of these left: ")?;
-                write!(f, "{matching} are like that, and held are {}", named(obstacles))?;
+                write!(f, "{matching} are like that")?;
+                if !obstacles.is_empty() {
+                    write!(f, ", and held are {}", named(obstacles))?;
+                }
                 if *unready > 0 {
                     write!(f, "; {unready} are being made ready")?;
                 }

@@ -159,10 +159,13 @@ pub fn become_subreaper() -> io::Result<()> {
 /// Children that are none of the command's: the watchdog, and servers of lanes.
 static SPARED: RwLock<BTreeSet<i32>> = RwLock::new(BTreeSet::new());
 
-/// Leaves this child, with all that descends from it, out of all that is said and done about
-/// descendants.
-pub fn spare(pid: i32) {
-    SPARED.write().unwrap_or_else(PoisonError::into_inner).insert(pid);
+/// Starts a child that is left out, with all that descends from it, of all that is said and done
+/// about descendants. Nobody who looks for those sees it before it is left out.
+pub fn spawn_spared<C>(spawn: impl FnOnce() -> io::Result<C>, id: impl FnOnce(&C) -> Option<u32>) -> io::Result<C> {
+    let mut spared = SPARED.write().unwrap_or_else(PoisonError::into_inner);
+    let child = spawn()?;
+    spared.extend(id(&child).and_then(|pid| i32::try_from(pid).ok()));
+    Ok(child)
 }
 
 /// Such a child has ended, and was collected.
@@ -176,8 +179,11 @@ pub fn bury(pid: i32) {
     spare_no_more(pid);
 }
 
-fn spared() -> BTreeSet<i32> {
-    SPARED.read().unwrap_or_else(PoisonError::into_inner).clone()
+/// Of these processes, seen just now, those that are not left out. Asked in this order, because a
+/// child that is started in between must not count.
+fn not_spared(pids: Vec<i32>) -> Vec<i32> {
+    let spared = SPARED.read().unwrap_or_else(PoisonError::into_inner);
+    pids.into_iter().filter(|pid| !spared.contains(pid)).collect()
 }
 
 /// What a process is called by others on this machine, now and after its end: its number, when
@@ -222,18 +228,17 @@ pub fn all() -> Vec<i32> {
 
 /// The pids of all living descendants of process `root`, but for those who are spared.
 pub fn descendants(root: i32) -> Vec<i32> {
-    let spared = spared();
-    below(root, |pid| !spared.contains(&pid))
+    below(root, not_spared(all()))
 }
 
 /// The same with those who are spared.
 pub fn all_below(root: i32) -> Vec<i32> {
-    below(root, |_| true)
+    below(root, all())
 }
 
-fn below(root: i32, counts: impl Fn(i32) -> bool) -> Vec<i32> {
+fn below(root: i32, pids: Vec<i32>) -> Vec<i32> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
-    for pid in all().into_iter().filter(|pid| counts(*pid)) {
+    for pid in pids {
         if let Some(parent) = living_parent(pid) {
             children.entry(parent).or_default().push(pid);
         }
@@ -329,8 +334,7 @@ fn signal_all(pids: &[i32], signal: Signal) {
 /// Children that ended and were not collected yet.
 pub fn zombies() -> Vec<i32> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let spared = spared();
-    all().into_iter().filter(|pid| !spared.contains(pid) && parent_and_state(*pid) == Some((own, true))).collect()
+    not_spared(all()).into_iter().filter(|pid| parent_and_state(*pid) == Some((own, true))).collect()
 }
 
 /// Collects a child that nobody waits for.
@@ -367,5 +371,30 @@ mod tests {
         PidFd::open(pid).expect("pidfd").signal(Signal::SIGKILL).expect("signal");
         child.wait().expect("wait");
         assert!(!descendants(own).contains(&pid));
+    }
+
+    #[test]
+    fn who_looks_for_descendants_never_sees_one_that_is_left_out() {
+        let own = i32::try_from(std::process::id()).expect("pid");
+        let (mut seen, mut started) = (BTreeSet::new(), BTreeSet::new());
+        std::thread::scope(|scope| {
+            let starting = scope.spawn(|| {
+                let starts = (0..200).map(|_| {
+                    let spawned = spawn_spared(|| Command::new("true").spawn(), |child| Some(child.id()));
+                    let mut child = spawned.expect("true");
+                    let pid = i32::try_from(child.id()).expect("pid");
+                    child.wait().expect("wait");
+                    spare_no_more(pid);
+                    pid
+                });
+                starts.collect::<BTreeSet<_>>()
+            });
+            while !starting.is_finished() {
+                seen.extend(descendants(own));
+                seen.extend(zombies());
+            }
+            started = starting.join().expect("the thread");
+        });
+        assert_eq!(seen.intersection(&started).count(), 0);
     }
 }

@@ -35,12 +35,12 @@ impl Care {
     }
 }
 
-/// Takes up to `room` items that are due, and when the next is.
-pub fn begin(
-    board: &mut Board,
-    rests: &mut HashMap<ItemKey, (u32, Instant)>,
-    room: usize,
-) -> (Vec<Care>, Option<Instant>) {
+/// Items that were tried in vain: how often, and when they are tried again.
+pub type Rests = HashMap<ItemKey, (u32, Instant)>;
+
+/// Takes up to `room` items that are due, and when the next is. Who has not looked before does not
+/// know when others failed, and tries at once: it may not be there for long.
+pub fn begin(board: &mut Board, rests: &mut Rests, has_looked: bool, room: usize) -> (Vec<Care>, Option<Instant>) {
     let now = Instant::now();
     let mut next: Option<Instant> = None;
     let mut due = Vec::new();
@@ -52,7 +52,7 @@ pub fn begin(
         }
         if failures > 0 {
             let pause = REST * 4_u32.pow(failures.min(MOST_FAILURES) - 1);
-            let rest = rests.entry(key).or_insert((0, now));
+            let rest = rests.entry(key).or_insert((if has_looked { 0 } else { failures }, now));
             if rest.0 != failures {
                 *rest = (failures, now + pause);
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::sync::Notify;
 
 use crate::lease::predicate::{Attributes, plain};
@@ -83,7 +83,7 @@ impl Step {
         let mut command = Command::from(command);
         // A group of its own: what ends a terminal's foreground group does not end it.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = match command.spawn() {
+        let mut child = match process::spawn_spared(|| command.spawn(), Child::id) {
             Ok(child) => child,
             Err(error) if !self.folder.is_dir() => {
                 return End::Badly(format!("(cannot start sh in {}: {error})", self.folder.display()));
@@ -91,7 +91,6 @@ impl Step {
             Err(error) => return End::Badly(format!("(cannot start sh: {error})")),
         };
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
-        process::spare(pid);
         let feeder = child.stdin.take().map(|mut stdin| {
             let input = self.input;
             tokio::spawn(async move {

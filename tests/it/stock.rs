@@ -23,7 +23,6 @@ fn acquire(lab: &Lab, args: &str) -> String {
 }
 
 #[test]
-#[ignore = "known bug: a reset that is due at the end of a run is sometimes not finished there"]
 fn an_item_is_reset_after_each_use_and_its_command_knows_it() {
     let lab = Lab::new();
     lab.file("run/reset", "echo \"$1|$2|$ISOLANE_ITEM|$(cat)|$ISOLANE_POOL\" >> ../log");
@@ -160,7 +159,6 @@ fn a_reset_is_taken_over_from_a_process_that_died_with_its_command_killed_first(
 }
 
 #[test]
-#[ignore = "known bug: a reset that is due at the end of a run is sometimes not finished there"]
 fn a_run_ends_soon_though_a_reset_does_not_and_leaves_it_to_the_next() {
     let lab = Lab::new();
     lab.file("isolane.toml", "[pool.acct]\nitems = [{id=1}]\nreset = \"echo x >> log; [ -e fast ] || sleep 600\"\n");

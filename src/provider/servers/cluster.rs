@@ -168,9 +168,8 @@ impl Cluster {
         let leave = || nix::unistd::setsid().map(drop).map_err(io::Error::from);
         // SAFETY: between fork and exec only setsid(2) is called, which is allowed there.
         unsafe { command.pre_exec(leave) };
-        let child = command.spawn().context("cannot start postgres")?;
-        let pid = i32::try_from(child.id())?;
-        process::spare(pid);
+        let spawned = process::spawn_spared(|| command.spawn(), |child| Some(child.id()));
+        let pid = i32::try_from(spawned.context("cannot start postgres")?.id())?;
         let held = PidFd::open(pid).context("cannot hold the server's process")?;
         Ok(Running { port, process: held, pid })
     }
