@@ -277,6 +277,9 @@ pub trait Provider: Site {
     fn claim(&self) -> anyhow::Result<()> {
         Ok(())
     }
+    /// The command starts next. Where the user's login has few places on the server, those that
+    /// isolane's own sessions have taken are free again when this comes back.
+    fn make_room(&self) {}
     /// The start is over: what was held open to make it quick may go.
     fn goes_on(&self) {}
     /// What it is and how it separates lanes, for the summary.

@@ -204,6 +204,8 @@ async fn serve(
         progress.step(Event::Signal)?;
         return Err(came_early(arrival.signal));
     }
+    let its = Arc::clone(run);
+    tokio::task::spawn_blocking(move || its.providers.iter().for_each(|provider| provider.make_room())).await?;
     let began = Instant::now();
     fault::before(Step::Start)?;
     commands.spawn(roster, &api)?;

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use postgres::Client;
+use postgres::{Client, Config};
 
 use super::{Access, NamedRow, Provider, Renewal, Resource, ResourceKind, Rows, Shelf, Sink, Site};
 use crate::address::{Address, LaneTarget, PostgresAddress};
@@ -77,6 +77,8 @@ enum Claimed {
     Not,
     /// By a session where it cannot stay.
     Passing(#[expect(dead_code, reason = "it is there to be held")] Box<Client>),
+    /// By a session that can stay, and is of use until the command starts.
+    Ready(Box<(Client, Config)>),
     /// Until the end.
     Held(Claim),
 }
@@ -134,10 +136,13 @@ impl Postgres {
         let (has_setup, track) = (settings.setup.is_some(), &settings.track);
         let names = Names { tag: owner.run.tag(), suffix, owner: owner.clone() };
         let server = Arc::new(Server::new(address, &names.tag)?);
-        let begun = Begun::begin(&server, address, &names.tag);
+        let mut begun = Begun::begin(&server, address, &names.tag);
         let is_kept = has_setup && settings.inputs.is_some();
         let kept = if is_kept { Kept::begin(&server, address.database(), names.tag.as_str()) } else { Kept::default() };
         let facts = Facts::of(&server, address, settings.isolation)?;
+        if facts.has_few_places {
+            begun.make_do();
+        }
         let databases = || Self::databases(&server, address, &facts, &names, settings, kept);
         let (separation, reason) = match settings.isolation {
             Isolation::Database => match facts.no_databases(address) {
@@ -187,12 +192,21 @@ impl Postgres {
         self.claim.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// By a session that can stay.
+    fn claimed_by(&self, client: Client, config: Config) -> Claimed {
+        if self.facts.has_few_places {
+            Claimed::Ready(Box::new((client, config)))
+        } else {
+            Claimed::Held(Claim::hold(client, config, &self.names.tag))
+        }
+    }
+
     /// Moves the claim into a database of the run's own.
     fn settle(&self, database: &str) -> anyhow::Result<()> {
         let config = self.server.config_of(database, &claim::application(&self.names.tag));
         // In another database the same number is another lock, and both say the same.
         let client = claim::take(&config, &self.names.tag)?.context("somebody holds the lock of this run's tag")?;
-        *self.claimed() = Claimed::Held(Claim::hold(client, config, &self.names.tag));
+        *self.claimed() = self.claimed_by(client, config);
         Ok(())
     }
 
@@ -289,7 +303,7 @@ impl Provider for Postgres {
             claim::take(&config, &self.names.tag).map(|client| (client, config))
         };
         let held = |(client, config): (Option<Client>, _)| match client {
-            Some(client) => Claimed::Held(Claim::hold(client, config, &self.names.tag)),
+            Some(client) => self.claimed_by(client, config),
             None => Claimed::Not,
         };
         let own = self.address.database();
@@ -310,6 +324,19 @@ impl Provider for Postgres {
             }
         };
         Ok(())
+    }
+
+    fn make_room(&self) {
+        let mut claimed = self.claimed();
+        if !matches!(*claimed, Claimed::Ready(_)) {
+            return;
+        }
+        self.goes_on();
+        if let Claimed::Ready(session) = std::mem::take(&mut *claimed) {
+            let (mut client, config) = *session;
+            claim::outwait(&mut client, self.server.application());
+            *claimed = Claimed::Held(Claim::hold(client, config, &self.names.tag));
+        }
     }
 
     fn goes_on(&self) {

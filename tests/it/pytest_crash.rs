@@ -62,7 +62,8 @@ def test_crashes_often(n):
     );
     lab.pytest("-n 2").run().assert_code(1);
     let seen = lab.seen();
-    assert!(seen.distinct("WORKER_ID").len() > 4, "{:?}", seen.names());
+    // The one that dies in the last test is not replaced.
+    assert!(seen.distinct("WORKER_ID").len() >= 4, "{:?}", seen.names());
     assert_eq!(seen.distinct("ISOLANE_LANE"), ["0", "1"]);
     assert_eq!(lab.value("SELECT count(*) FROM workers WHERE outcome = 'crashed'"), "4");
     lab.assert_nothing_left();

@@ -13,7 +13,6 @@ pub struct Begun {
     /// The session of the claim.
     pub claim: Option<Ahead>,
     /// The session that the facts were asked by, for the first lane.
-    #[expect(dead_code, reason = "it is there to be held")]
     open: Option<KeptOpen>,
 }
 
@@ -26,5 +25,10 @@ impl Begun {
             Ahead::begin(move || claim::session(&config))
         });
         Self { claim, open: Some(server.maintenance.keep_open()) }
+    }
+
+    /// The login has few places: what only makes the start quicker takes none.
+    pub fn make_do(&mut self) {
+        self.open = None;
     }
 }

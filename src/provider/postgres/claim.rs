@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::{Client, Config, SimpleQueryMessage};
 
-use super::connection;
+use super::connection::{self, AFTERGLOW};
 use crate::name::Tag;
 
 /// Says of an advisory lock that it is a run's: "is" before the tag's six bytes.
@@ -51,6 +51,17 @@ impl Claim {
     /// No other session follows the one that holds it now.
     pub fn let_go(&self) {
         self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Waits until no other session of this name is left: the server takes a moment to free the place
+/// of one that was closed.
+pub fn outwait(client: &mut Client, application: &str) {
+    let began = Instant::now();
+    let sql = "SELECT FROM pg_stat_activity WHERE usename = current_user AND application_name = $1";
+    // What cannot be asked is not waited for.
+    while client.query(sql, &[&application]).is_ok_and(|left| !left.is_empty()) && began.elapsed() < AFTERGLOW {
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

@@ -37,7 +37,7 @@ pub fn config(address: &PostgresAddress, application: &str) -> anyhow::Result<Co
 /// How long to wait for a place on a server that is full.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long for that of a session of our own that was closed.
-const AFTERGLOW: Duration = Duration::from_secs(1);
+pub const AFTERGLOW: Duration = Duration::from_secs(1);
 /// How long between two looks.
 const BREATH: Duration = Duration::from_millis(20);
 
@@ -60,16 +60,22 @@ pub fn own_session(config: &Config) -> Result<Client, postgres::Error> {
 /// Connects as a user would, and says in one line why not. Where the server has no place, it
 /// waits for one.
 pub fn connect(config: &Config) -> anyhow::Result<Client> {
+    patiently(PATIENCE, || config.connect(NoTls)).map_err(|error| Stop::not_started(why_not(&error, config)))
+}
+
+/// Logs in, and waits up to `patience` for a place where the server has none.
+pub fn patiently(
+    patience: Duration,
+    login: impl Fn() -> Result<Client, postgres::Error>,
+) -> Result<Client, postgres::Error> {
     let began = Instant::now();
     loop {
-        let error = match config.connect(NoTls) {
-            Ok(client) => return Ok(client),
-            Err(error) => error,
-        };
-        if error.code() != Some(&SqlState::TOO_MANY_CONNECTIONS) || began.elapsed() > PATIENCE {
-            return Err(Stop::not_started(why_not(&error, config)));
+        match login() {
+            Err(error) if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS) && began.elapsed() < patience => {
+                std::thread::sleep(BREATH);
+            }
+            done => return done,
         }
-        std::thread::sleep(BREATH);
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Facts {
     pub may_create_databases: bool,
     pub may_create_roles: bool,
     pub may_create_schemas: bool,
+    /// Whether the login may have only so many sessions (`CONNECTION LIMIT`).
+    pub has_few_places: bool,
     /// Whether the login gets into the database.
     pub may_connect: bool,
     may_copy: bool,
@@ -44,7 +46,7 @@ pub struct Facts {
 const QUESTIONS: &str = "
 SELECT current_setting('server_version') AS version_text,
        current_setting('server_version_num')::int AS version,
-       current_setting('fsync') = 'on' AS waits_for_disk, r.rolsuper, r.rolcreatedb, r.rolcreaterole,
+       current_setting('fsync') = 'on' AS waits_for_disk, r.rolconnlimit >= 0 AS has_few_places, r.rolsuper, r.rolcreatedb, r.rolcreaterole,
        d.datistemplate OR pg_has_role(d.datdba, 'MEMBER') AS may_copy,
        pg_has_role(d.datdba, 'MEMBER') AS is_owner,
        has_database_privilege(d.oid, 'CREATE') AS may_create_schemas,
@@ -100,6 +102,7 @@ impl Facts {
             version: row.get("version"),
             is_superuser,
             waits_for_disk: row.get("waits_for_disk"),
+            has_few_places: !is_superuser && row.get::<_, bool>("has_few_places"),
             may_create_databases: is_superuser || row.get("rolcreatedb"),
             may_create_roles: is_superuser || row.get("rolcreaterole"),
             may_create_schemas: row.get("may_create_schemas"),

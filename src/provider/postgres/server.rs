@@ -16,7 +16,7 @@ use postgres_protocol::escape::escape_literal;
 
 use super::capture;
 use super::claim;
-use super::connection::{self, KeptOpen, Pool, readable};
+use super::connection::{self, AFTERGLOW, KeptOpen, Pool, readable};
 use super::identifier;
 use crate::address::PostgresAddress;
 use crate::mark::{self, Mark};
@@ -268,7 +268,8 @@ impl Server {
     /// A session of isolane's own in one of its databases.
     pub fn visit(&self, database: &str) -> Result<Client, postgres::Error> {
         self.visits.fetch_add(1, Ordering::Relaxed);
-        connection::own_session(&self.config_of(database, &self.application))
+        let config = self.config_of(database, &self.application);
+        connection::patiently(AFTERGLOW, || connection::own_session(&config))
     }
 
     /// How many such sessions there were.
