@@ -46,6 +46,9 @@ const AFTER_FORM_1: &str = "
     DROP TABLE test_1;";
 /// Room for pages, in negative KiB: the ends of the indexes of a million touches.
 const CACHE: i32 = -16_384;
+/// How many pages of the log are written into the file at once (32 MiB of them): that waits for the
+/// disk, and pages that are written often are written once.
+const CHECKPOINT: i32 = 8192;
 /// How long one writer waits for another run's.
 const BUSY: Duration = Duration::from_secs(30);
 
@@ -73,6 +76,7 @@ pub fn open(path: &Path) -> anyhow::Result<Connection> {
     }
     db.pragma_update(None, "synchronous", "NORMAL")?;
     db.pragma_update(None, "cache_size", CACHE)?;
+    db.pragma_update(None, "wal_autocheckpoint", CHECKPOINT)?;
     db.set_prepared_statement_cache_capacity(64);
     // Else a statement is prepared again where a value may fit an index that is partial.
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;

@@ -2,6 +2,7 @@
 //! by hand, on a disk that keeps what was answered.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Barrier;
@@ -13,7 +14,7 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use crate::lab::program::Running;
-use crate::lab::{Lab, wait_until};
+use crate::lab::{Lab, Service, wait_until};
 use crate::{line, median};
 
 const CLIENTS: usize = 20;
@@ -22,24 +23,39 @@ const ROUNDS: usize = 5;
 const ITEMS: usize = 10_000;
 const WAITERS: usize = 1000;
 
-/// A connection that stays open.
-struct Door(BufReader<UnixStream>);
+/// Bytes both ways.
+trait Line: Read + Write {}
+impl<T: Read + Write> Line for T {}
+
+/// A connection that stays open, and what its requests say of who asks.
+struct Door(BufReader<Box<dyn Line>>, String);
 
 impl Door {
     fn open(socket: &Path) -> Self {
-        Self(BufReader::new(UnixStream::connect(socket).expect("the run listens")))
+        Self::on(UnixStream::connect(socket).expect("the run listens"), String::new())
+    }
+
+    fn elsewhere(address: &str, token: &str) -> Self {
+        let stream = TcpStream::connect(address).expect("the service listens");
+        stream.set_nodelay(true).expect("a setting");
+        Self::on(stream, format!("Authorization: Bearer {token}\r\n"))
+    }
+
+    fn on(line: impl Line + 'static, head: String) -> Self {
+        Self(BufReader::new(Box::new(line)), head)
     }
 
     fn send(&mut self, method: &str, path: &str, body: &str) {
-        let text = format!("{method} {path} HTTP/1.1\r\nHost: isolane\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        self.0.get_mut().write_all(text.as_bytes()).expect("the run reads");
+        let (head, length) = (&self.1, body.len());
+        let text = format!("{method} {path} HTTP/1.1\r\nHost: isolane\r\n{head}Content-Length: {length}\r\n\r\n{body}");
+        self.0.get_mut().write_all(text.as_bytes()).expect("it reads");
     }
 
     fn answer(&mut self) -> (u16, Vec<u8>) {
         let (mut status, mut length) = (0, 0);
         loop {
             let mut line = String::new();
-            self.0.read_line(&mut line).expect("the run answers");
+            self.0.read_line(&mut line).expect("it answers");
             let line = line.trim_end();
             if let Some(rest) = line.strip_prefix("HTTP/1.1 ") {
                 status = rest[..3].parse().expect("a status");
@@ -50,7 +66,7 @@ impl Door {
             }
         }
         let mut body = vec![0; length];
-        self.0.read_exact(&mut body).expect("the run answers");
+        self.0.read_exact(&mut body).expect("it answers");
         (status, body)
     }
 
@@ -90,12 +106,7 @@ impl Idle {
         wait_until("it runs", || lab.path("socket").exists());
         let socket = PathBuf::from(lab.read("socket").trim());
         let mut door = Door::open(&socket);
-        for first in (0..items).step_by(20_000) {
-            let some: Vec<Value> = (first..items.min(first + 20_000))
-                .map(|id| json!({"id": id, "tier": if id % 10 == 0 { "gold" } else { "silver" }}))
-                .collect();
-            door.call("POST", "/v1/pools/acct/items", &Value::from(some).to_string());
-        }
+        fill(&mut door, items);
         door.pair(r#"{"pool":"acct","worker":"first"}"#);
         Self { _lab: lab, run, socket }
     }
@@ -111,12 +122,23 @@ impl Idle {
 
     fn round(&self) -> Round {
         let socket = &self.socket;
-        round(|n| {
-            let mut door = Door::open(socket);
-            let ask = json!({"pool": "acct", "worker": format!("c{n}")}).to_string();
-            move || door.pair(&ask)
-        })
+        round(|n| pairs(Door::open(socket), n))
     }
+}
+
+fn fill(door: &mut Door, items: usize) {
+    for first in (0..items).step_by(20_000) {
+        let some: Vec<Value> = (first..items.min(first + 20_000))
+            .map(|id| json!({"id": id, "tier": if id % 10 == 0 { "gold" } else { "silver" }}))
+            .collect();
+        door.call("POST", "/v1/pools/acct/items", &Value::from(some).to_string());
+    }
+}
+
+/// What client `n` does again and again.
+fn pairs(mut door: Door, n: usize) -> impl FnMut() {
+    let ask = json!({"pool": "acct", "worker": format!("c{n}")}).to_string();
+    move || door.pair(&ask)
 }
 
 /// What clients did in a while.
@@ -247,7 +269,25 @@ pub fn leases() {
     line("the client with the fewest, of the mean", &format!("{least:.0} %"), "at least 50 %");
     million(&few);
     drop(few);
+    served(&by_hand);
     waiters();
+}
+
+/// The same through `isolane serve`, with a token, over TCP.
+fn served(by_hand: &ByHand) {
+    let lab = Lab::new();
+    let service = Service::start(&lab, "--rate 1000000", "");
+    let address = service.url.trim_start_matches("http://");
+    fill(&mut Door::elsewhere(address, &service.admin), ITEMS);
+    let (mut rates, mut ratios) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let theirs = by_hand.round().rate();
+        let ours = round(|n| pairs(Door::elsewhere(address, &service.admin), n)).rate();
+        rates.push(ours);
+        ratios.push(ours / theirs);
+    }
+    let told = format!("{:.0} a second, {:.1} times the UPDATE", median(rates), median(ratios));
+    line("20 clients of `isolane serve` over HTTP", &told, "at least 5,000");
 }
 
 /// The same with a hundred times the items.

@@ -310,7 +310,7 @@ impl Board {
         let is_its = |item: &&Item| item.state == ItemState::Resetting && item.note.as_deref() == Some(owner);
         let unready = self.unready.iter().filter_map(|key| self.items.get(key));
         for key in unready.filter(is_its).map(|item| item.key).collect::<Vec<_>>() {
-            self.change_item(key, |item, _| item.put_back(Some(format!("{BROKE_OFF}{owner}"))));
+            self.change_item(key, |item, definition| item.put_back(definition, Some(format!("{BROKE_OFF}{owner}"))));
         }
         let making = self.makers.iter().filter(|(id, its)| *its == owner && !self.kept_for.contains_key(*id));
         for id in making.map(|(id, _)| id.clone()).collect::<Vec<_>>() {

@@ -135,6 +135,16 @@ impl Item {
         self.settle(definition);
     }
 
+    /// It goes for good, when nobody holds it any more.
+    pub fn leave(&mut self, definition: &Definition) {
+        if self.state == ItemState::Resetting && !self.is_leaving {
+            // What is being done is a reset: tries to retire it are counted from the beginning.
+            self.failures = 0;
+        }
+        self.is_leaving = true;
+        self.settle(definition);
+    }
+
     /// With nobody holding it, becomes what it has to.
     pub fn settle(&mut self, definition: &Definition) {
         if self.held > 0 || matches!(self.state, ItemState::Resetting | ItemState::Retired) {
@@ -203,10 +213,12 @@ impl Item {
     }
 
     /// What was done about it is not done to the end, and not by its own fault.
-    pub fn put_back(&mut self, note: Option<String>) {
+    pub fn put_back(&mut self, definition: &Definition, note: Option<String>) {
         if self.state == ItemState::Resetting {
             self.state = if self.is_leaving { ItemState::Retiring } else { ItemState::Dirty };
             self.note = note;
+            // Where nothing has to be done for it, it is gone.
+            self.settle(definition);
         }
     }
 }

@@ -85,6 +85,11 @@ impl Shelf {
         self.open
     }
 
+    /// The items that can be had; as it was when somebody last looked for one.
+    pub fn free(&self) -> impl Iterator<Item = ItemKey> {
+        self.profiles.iter().flat_map(|profile| profile.free.iter().map(|(_, key)| *key))
+    }
+
     /// How many items share the rarest thing of an item that it shares with others; as it was
     /// when somebody last looked for one.
     pub fn plenty_of(&self, key: ItemKey) -> usize {

@@ -41,7 +41,7 @@ impl Store for LedgerStore {
     fn submit(&self, work: Work, after: After) {
         let change = move |db: &Connection| {
             db.execute_batch("SAVEPOINT leases")?;
-            let done = work(&mut LedgerTransaction { db });
+            let done = work(&mut LedgerTransaction { db, fence: None, now: None });
             // A part of it is worse than nothing.
             let end = if done.is_ok() { "RELEASE leases" } else { "ROLLBACK TO leases; RELEASE leases" };
             let ended = db.execute_batch(end);
@@ -84,6 +84,10 @@ pub fn has_chores(db: &Connection) -> rusqlite::Result<bool> {
 
 struct LedgerTransaction<'a> {
     db: &'a Connection,
+    /// The last that was given before, if that was asked.
+    fence: Option<u64>,
+    /// The clock is looked at once.
+    now: Option<Timestamp>,
 }
 
 const POOL: &str = "SELECT name, definition, removed FROM pool";
@@ -124,23 +128,17 @@ impl Transaction for LedgerTransaction<'_> {
                 item: row.get(4)?,
             })
         })?;
+        self.fence = Some(head.fence);
         Ok(head)
     }
 
     fn now(&mut self) -> Result<Timestamp, StoreError> {
-        let sql = "SELECT boot, epoch, now FROM lease_head";
-        let (boot, epoch, latest): (String, i64, i64) =
-            self.db.prepare_cached(sql)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-        let Boot { id, since } = boot::now();
-        let since = i64::try_from(since.as_micros()).unwrap_or(i64::MAX);
-        if boot == id {
-            return Ok(Timestamp(unsigned(epoch + since)));
+        if let Some(now) = self.now {
+            return Ok(now);
         }
-        // The first look at this clock since the machine started. The wall clock may have been set
-        // back meanwhile, and no lease may get younger by that.
-        let now = Timestamp::now().micros().max(latest);
-        self.db.execute("UPDATE lease_head SET boot = ?1, epoch = ?2", params![id, now - since])?;
-        Ok(Timestamp(unsigned(now)))
+        let now = self.look_at_clock()?;
+        self.now = Some(now);
+        Ok(now)
     }
 
     fn rows(&mut self, since: Option<u64>) -> Result<Rows, StoreError> {
@@ -232,14 +230,32 @@ impl Transaction for LedgerTransaction<'_> {
 }
 
 impl LedgerTransaction<'_> {
+    fn look_at_clock(&self) -> Result<Timestamp, StoreError> {
+        let sql = "SELECT boot, epoch, now FROM lease_head";
+        let (boot, epoch, latest): (String, i64, i64) =
+            self.db.prepare_cached(sql)?.query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        let Boot { id, since } = boot::now();
+        let since = i64::try_from(since.as_micros()).unwrap_or(i64::MAX);
+        if boot == id {
+            return Ok(Timestamp(unsigned(epoch + since)));
+        }
+        // The first look at this clock since the machine started. The wall clock may have been set
+        // back meanwhile, and no lease may get younger by that.
+        let now = Timestamp::now().micros().max(latest);
+        self.db.execute("UPDATE lease_head SET boot = ?1, epoch = ?2", params![id, now - since])?;
+        Ok(Timestamp(unsigned(now)))
+    }
+
     fn write_lease(&self, it: &Lease, version: i64) -> Result<(), StoreError> {
-        let mut end = self.db.prepare_cached(
-            "UPDATE lease SET state = ?, expires = ?, ended = ?, ttl = ?, version = ? WHERE lease_id = ?",
-        )?;
         let ended = it.ended_at.map(Timestamp::micros);
         let (expires, ttl) = (it.expires_at.micros(), number(it.ttl));
-        if end.execute(params![it.state.as_str(), expires, ended, ttl, version, it.id])? > 0 {
-            return Ok(());
+        // Fences grow: one that is above all that were given before is that of a new lease.
+        if self.fence.is_none_or(|fence| it.fence <= fence) {
+            let sql = "UPDATE lease SET state = ?, expires = ?, ended = ?, ttl = ?, version = ? WHERE lease_id = ?";
+            let mut end = self.db.prepare_cached(sql)?;
+            if end.execute(params![it.state.as_str(), expires, ended, ttl, version, it.id])? > 0 {
+                return Ok(());
+            }
         }
         let items: Vec<_> = it.items.iter().map(|held| (held.item, &*held.pool, &*held.name)).collect();
         let items = serde_json::to_string(&items).map_err(|error| StoreError(error.to_string()))?;

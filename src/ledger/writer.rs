@@ -110,6 +110,7 @@ impl Writer {
 fn work(mut db: Connection, messages: &Receiver<Message>) -> Option<rusqlite::Error> {
     let mut lost = None;
     let mut open = true;
+    let mut kept = None;
     while open && let Ok(first) = messages.recv() {
         let mut batch = Vec::new();
         for message in std::iter::once(first).chain(messages.try_iter()).take(BATCH) {
@@ -121,7 +122,7 @@ fn work(mut db: Connection, messages: &Receiver<Message>) -> Option<rusqlite::Er
                 }
             }
         }
-        if let Some(error) = apply(&mut db, batch) {
+        if let Some(error) = apply(&mut db, batch, &mut kept) {
             lost.get_or_insert(error);
         }
     }
@@ -129,11 +130,13 @@ fn work(mut db: Connection, messages: &Receiver<Message>) -> Option<rusqlite::Er
 }
 
 /// Applies a batch; the error of a change that nobody waits for, if there is one.
-fn apply(db: &mut Connection, batch: Vec<Queued>) -> Option<rusqlite::Error> {
-    let synchronous = if batch.iter().any(|m| m.durability == Durability::Machine) { "FULL" } else { "NORMAL" };
+/// `kept` is what the connection keeps now.
+fn apply(db: &mut Connection, batch: Vec<Queued>, kept: &mut Option<Durability>) -> Option<rusqlite::Error> {
+    let is_safe = batch.iter().any(|queued| queued.durability == Durability::Machine);
     let mut lost = None;
     let mut waiting = Vec::new();
-    let committed = db.pragma_update(None, "synchronous", synchronous).and_then(|()| {
+    let durability = if is_safe { Durability::Machine } else { Durability::Process };
+    let committed = keep(db, durability, kept).and_then(|()| {
         let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         for message in batch {
             // A change that fails is undone by SQLite itself and does not harm the others; unless that
@@ -153,6 +156,16 @@ fn apply(db: &mut Connection, batch: Vec<Queued>) -> Option<rusqlite::Error> {
         done(result.and(kept));
     }
     committed.err().or(lost)
+}
+
+/// Makes the connection keep what is written next.
+fn keep(db: &Connection, durability: Durability, kept: &mut Option<Durability>) -> Result<()> {
+    if *kept != Some(durability) {
+        let synchronous = if durability == Durability::Machine { "FULL" } else { "NORMAL" };
+        db.pragma_update(None, "synchronous", synchronous)?;
+        *kept = Some(durability);
+    }
+    Ok(())
 }
 
 fn undone() -> rusqlite::Error {

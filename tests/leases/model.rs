@@ -407,8 +407,7 @@ impl Model {
         let wanted = self.add(pool, items, true);
         let gone = |it: &&mut Item| it.pool == pool && it.configured && !wanted.contains(&it.key);
         for item in self.items.values_mut().filter(gone) {
-            item.leaving = true;
-            settle(item, definition);
+            leave(item, definition);
         }
     }
 
@@ -417,8 +416,7 @@ impl Model {
         let Some(item) = self.items.values_mut().find(|it| it.pool == pool && it.name == name) else {
             return Err("item-unknown");
         };
-        item.leaving = true;
-        settle(item, definition);
+        leave(item, definition);
         Ok(())
     }
 
@@ -431,8 +429,7 @@ impl Model {
         }
         definition.is_leaving = true;
         for item in &mut its {
-            item.leaving = true;
-            settle(item, definition);
+            leave(item, definition);
         }
         let waits = |it: &Waiter| it.ask.wants.iter().any(|want| want.pool == pool);
         let waiting: Vec<u64> = self.waiters.iter().filter(|(_, it)| waits(it)).map(|it| *it.0).collect();
@@ -481,6 +478,15 @@ impl Model {
         }
         Ok(())
     }
+}
+
+fn leave(item: &mut Item, definition: &Definition) {
+    // Tries to retire it are counted from the beginning.
+    if item.state == ItemState::Resetting && !item.leaving {
+        item.failures = 0;
+    }
+    item.leaving = true;
+    settle(item, definition);
 }
 
 fn settle(item: &mut Item, definition: &Definition) {

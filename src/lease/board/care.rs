@@ -72,7 +72,7 @@ impl Board {
 
     /// What was begun for an item was not done to its end: it is to do again.
     pub fn put_back(&mut self, key: ItemKey) {
-        self.change_item(key, |item, _| item.put_back(None));
+        self.change_item(key, |item, definition| item.put_back(definition, None));
     }
 
     /// Who asks for what a generator of this pool needs: the pool itself.

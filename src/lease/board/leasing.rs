@@ -1,7 +1,7 @@
 //! Granting, keeping and ending leases.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashSet};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -17,6 +17,9 @@ use crate::lease::shelf::Taken;
 
 /// How many holders a refusal carries.
 const MOST_OBSTACLES: usize = 50;
+
+/// Up to so many items that can be had are looked at one by one for those who wait.
+const FEW: u64 = 16;
 
 /// What is found for somebody who asks.
 enum Found {
@@ -128,6 +131,7 @@ impl Board {
         self.is_moved = false;
         let awaited: Vec<String> =
             self.pools.iter().filter(|(_, its)| its.awaited > 0).map(|(name, _)| name.clone()).collect();
+        let few = self.few_in(&awaited);
         // The first of each line, the one first who came first.
         let firsts = self.lines.values().filter_map(|line| line.first());
         let mut next: BinaryHeap<Reverse<Ticket>> = firsts.map(|ticket| Reverse(*ticket)).collect();
@@ -136,6 +140,14 @@ impl Board {
                 break;
             }
             let Some(waiter) = self.waiters.get(&ticket) else { continue };
+            // Most who wait each for an item of their own are not touched by what there is.
+            let is_like_none = |want: &Want| {
+                let its = few.get(&want.pool);
+                its.is_some_and(|keys| !keys.iter().any(|key| self.is_like(*key, want)))
+            };
+            if waiter.ask.wants.iter().all(is_like_none) {
+                continue;
+            }
             let (ask, since) = (waiter.ask.clone(), waiter.since);
             let behind = self.lines.get(&ask.substance()).and_then(|line| line.range(ticket + 1..).next()).copied();
             match self.find(&ask, &mut rest) {
@@ -157,6 +169,23 @@ impl Board {
         }
         self.is_moved = false;
         rest
+    }
+
+    /// The items that can be had in those of these pools where there are few.
+    fn few_in(&mut self, pools: &[String]) -> HashMap<String, Vec<ItemKey>> {
+        let mut few = HashMap::new();
+        for name in pools {
+            if let Some(its) = self.pools.get_mut(name)
+                && its.shelf.open(&self.items, &its.pool.definition) <= FEW
+            {
+                few.insert(name.clone(), its.shelf.free().collect());
+            }
+        }
+        few
+    }
+
+    fn is_like(&self, key: ItemKey, want: &Want) -> bool {
+        self.items.get(&key).is_some_and(|item| want.predicate.holds(&item.attributes))
     }
 
     fn open_in(&mut self, pools: &[String]) -> u64 {

@@ -151,10 +151,7 @@ impl Board {
 
     /// Takes an item out of its pool for good; one that is held, when it is released.
     pub fn retire_item(&mut self, key: ItemKey) {
-        self.change_item(key, |item, definition| {
-            item.is_leaving = true;
-            item.settle(definition);
-        });
+        self.change_item(key, Item::leave);
     }
 
     /// Removes a pool with all its items. While any is held, that is refused, unless they are to
