@@ -238,6 +238,7 @@ impl std::fmt::Display for Refusal {
                 write!(f, "there is no pool {pool}")?;
                 match nearest {
                     Some(nearest) => write!(f, "; did you mean {nearest}?"),
+                    None if pool.contains(['=', '<', '>']) => write!(f, "; a condition is given as --where '{pool}'"),
                     None => write!(f, "; [pool.{pool}] in isolane.toml or `isolane pool add {pool} …` makes it"),
                 }
             }
