@@ -1,0 +1,204 @@
+//! Histories of services: one or two of them, those who lease there themselves or in a run, and
+//! the server that keeps it all are killed again and again, and come back. Who asks goes on with
+//! the other service, and asks again under the same key what was not answered.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::history::History;
+use crate::lab::program::{PATIENCE, Running, wait_until};
+use crate::lab::{Database, Lab, Server, Service};
+use crate::stores::Store;
+
+/// How long a history goes on.
+const LENGTH: Duration = Duration::from_secs(12);
+/// How many lease there at a time: by themselves, and as runs of two workers.
+const CLIENTS: usize = 3;
+const RUNS: usize = 1;
+/// So much is noted before the next is killed, in bytes: some twenty notes.
+const PROGRESS: u64 = 2_500;
+
+/// Whatever is held by somebody of whose end nobody hears is not held for long.
+const POOLS: &str = "[pool.line]
+items = [{id=1},{id=2}]
+ttl = '2s'
+[pool.acct]
+items = [{id=1,tier='gold'},{id=2,tier='iron'},{id=3,tier='iron'}]
+ttl = '2s'
+[pool.one]
+items = [{id=1}]
+ttl = '2s'
+";
+
+#[test]
+fn two_services_are_one_whichever_is_killed() {
+    let server = Server::shared();
+    let database = server.database("");
+    let history = History::begin();
+    let options = format!("--rate 100000 --store {}", database.url());
+    let first = Service::start(&history.lab, &options, POOLS);
+    let second = first.beside(&options, "second");
+    let mut town = Town::new(&history, vec![first, second]);
+    town.go_on(&Store::Server(&database), &[Fault::Service, Fault::Client, Fault::Run], None);
+}
+
+#[test]
+fn a_server_that_is_killed_loses_nothing_that_was_answered() {
+    let server = Server::own();
+    let database = server.database("");
+    let history = History::begin();
+    let options = format!("--rate 100000 --store {}", database.url());
+    let first = Service::start(&history.lab, &options, POOLS);
+    let second = first.beside(&options, "second");
+    let mut town = Town::new(&history, vec![first, second]);
+    let faults = [Fault::Server, Fault::Server, Fault::Service, Fault::Client, Fault::Run];
+    town.go_on(&Store::Server(&database), &faults, Some(&database));
+}
+
+#[test]
+fn a_service_that_is_killed_goes_on_with_its_ledger() {
+    let history = History::begin();
+    let service = Service::start(&history.lab, "--rate 100000", POOLS);
+    let ledger = history.lab.path("service/.isolane/ledger.db");
+    let mut town = Town::new(&history, vec![service]);
+    town.go_on(&Store::Ledger(ledger), &[Fault::Service, Fault::Service, Fault::Client, Fault::Run], None);
+}
+
+/// What is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    Service,
+    Server,
+    Client,
+    Run,
+}
+
+/// One who leases.
+struct Person {
+    is_run: bool,
+    running: Running,
+}
+
+/// Services, and those who lease there.
+struct Town<'a> {
+    history: &'a History,
+    lab: &'a Lab,
+    random: fastrand::Rng,
+    services: Vec<Service<'a>>,
+    token: String,
+    people: Vec<Person>,
+    /// How many there have been.
+    born: u64,
+    killed: std::collections::BTreeMap<Fault, u32>,
+}
+
+impl<'a> Town<'a> {
+    fn new(history: &'a History, services: Vec<Service<'a>>) -> Self {
+        let token = services[0].token("ci", "");
+        let (lab, random) = (&history.lab, history.random.clone());
+        let (people, killed) = (Vec::new(), std::collections::BTreeMap::default());
+        Self { history, lab, random, services, token, people, born: 0, killed }
+    }
+
+    /// Lets them lease, and kills, until it was long enough; then proves it.
+    fn go_on(&mut self, store: &Store, faults: &[Fault], database: Option<&Database>) {
+        let began = Instant::now();
+        self.until_they_go_on();
+        while began.elapsed() < LENGTH || !self.is_colourful(store, faults) {
+            assert!(began.elapsed() < LENGTH + PATIENCE, "seed {}: too little happens", self.history.seed);
+            let fault = faults[self.random.usize(..faults.len())];
+            match fault {
+                Fault::Service => self.kill_a_service(),
+                Fault::Server => self.kill_the_server(database.expect("one that may be killed")),
+                Fault::Client => self.kill_a_person(false),
+                Fault::Run => self.kill_a_person(true),
+            }
+            *self.killed.entry(fault).or_default() += 1;
+            self.until_they_go_on();
+        }
+        for person in std::mem::take(&mut self.people) {
+            finish(person);
+        }
+        let proved = self.history.prove(store);
+        println!("{} came, killed were {:?}: {proved}", self.born, self.killed);
+    }
+
+    /// Whether everything has happened that is to be told of.
+    fn is_colourful(&self, store: &Store, faults: &[Fault]) -> bool {
+        faults.iter().all(|fault| self.killed.contains_key(fault))
+            && ["released", "expired", "lost"].iter().all(|state| store.count("lease", state) > 0)
+            && store.line().len() > 10
+    }
+
+    /// Waits until they have leased some more. Who ended is followed by another.
+    fn until_they_go_on(&mut self) {
+        let enough = self.history.noted() + PROGRESS;
+        wait_until("they go on", || {
+            self.follow();
+            self.history.noted() > enough
+        });
+    }
+
+    fn follow(&mut self) {
+        let (over, alive): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.people).into_iter().map(|mut it| (it.running.is_over(), it)).partition(|it| it.0);
+        self.people = alive.into_iter().map(|(_, person)| person).collect();
+        over.into_iter().for_each(|(_, person)| finish(person));
+        for (is_run, wanted) in [(true, RUNS), (false, CLIENTS)] {
+            let there = self.people.iter().filter(|person| person.is_run == is_run).count();
+            (there..wanted).for_each(|_| self.settle(is_run));
+        }
+    }
+
+    /// Somebody new comes.
+    fn settle(&mut self, is_run: bool) {
+        self.born += 1;
+        let name = format!("{}-{}", self.history.seed, self.born);
+        let urls: Vec<_> = self.services.iter().map(|service| service.url.clone()).collect();
+        let program = if is_run {
+            // A run knows one service, and waits for it.
+            let url = &urls[self.random.usize(..urls.len())];
+            self.lab.wrap(&format!("-n 2 --quiet --leases {url}"), &format!("python3 worker.py {name} socket"))
+        } else {
+            self.lab.program("python3").arg_all(["worker.py", &name]).arg_all(urls)
+        };
+        let running = program.env("ISOLANE_TOKEN", &self.token).start();
+        self.people.push(Person { is_run, running });
+    }
+
+    fn kill_a_person(&mut self, is_run: bool) {
+        let its: Vec<_> = (0..self.people.len()).filter(|at| self.people[*at].is_run == is_run).collect();
+        let person = self.people.swap_remove(its[self.random.usize(..its.len())]);
+        person.running.signal(Signal::SIGKILL);
+    }
+
+    fn kill_a_service(&mut self) {
+        let at = self.random.usize(..self.services.len());
+        self.services[at].kill();
+        // The other one does what is asked, also when this one never comes back.
+        if self.services.len() > 1 && self.random.bool() {
+            self.until_they_go_on();
+        }
+        self.services[at].start_again();
+    }
+
+    fn kill_the_server(&mut self, database: &Database) {
+        let crash = if self.random.bool() { Signal::SIGQUIT } else { Signal::SIGKILL };
+        database.server.stop_by(crash);
+        let with_it = self.random.bool().then(|| self.random.usize(..self.services.len()));
+        if let Some(at) = with_it {
+            self.services[at].kill();
+        }
+        database.server.start_again();
+        if let Some(at) = with_it {
+            self.services[at].start_again();
+        }
+    }
+}
+
+/// One who ended by themselves found nothing wrong.
+fn finish(person: Person) {
+    let ended = person.running.finish();
+    assert!(!ended.err().contains("Traceback"), "{}", ended.all());
+}
