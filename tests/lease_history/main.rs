@@ -12,6 +12,7 @@
 #[allow(dead_code, unused_imports, reason = "the laboratory serves the other tests first")]
 #[path = "../it/lab/mod.rs"]
 mod lab;
+mod clock;
 mod history;
 mod proof;
 mod service;
