@@ -61,8 +61,9 @@ impl<'a> Service<'a> {
         let child = spawn(lab, &format!("{listen} {options}"), &log);
         let options = options.to_owned();
         let mut service = Self { lab, child, options, log, url: String::new(), admin: String::new() };
-        let began = service.serves();
-        assert!(began.is_ok(), "it ended: {}", began.unwrap_err());
+        if let Err(said) = service.serves() {
+            panic!("it ended: {said}");
+        }
         service
     }
 
