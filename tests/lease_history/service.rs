@@ -17,6 +17,8 @@ const LENGTH: Duration = Duration::from_secs(12);
 /// How many lease there at a time: by themselves, and as runs of two workers.
 const CLIENTS: usize = 3;
 const RUNS: usize = 1;
+/// How long a service is held up at most: nobody gets anything when it was at it just then.
+const PAUSE: Duration = Duration::from_millis(500);
 /// So much is noted before the next is killed, in bytes: some twenty notes.
 const PROGRESS: u64 = 2_500;
 
@@ -41,7 +43,7 @@ fn two_services_are_one_whichever_is_killed() {
     let first = Service::start(&history.lab, &options, POOLS);
     let second = first.beside(&options, "second");
     let mut town = Town::new(&history, vec![first, second]);
-    town.go_on(&Store::Server(&database), &[Fault::Service, Fault::Client, Fault::Run], None);
+    town.go_on(&Store::Server(&database), &[Fault::Service, Fault::Pause, Fault::Client, Fault::Run], None);
 }
 
 #[test]
@@ -53,7 +55,7 @@ fn a_server_that_is_killed_loses_nothing_that_was_answered() {
     let first = Service::start(&history.lab, &options, POOLS);
     let second = first.beside(&options, "second");
     let mut town = Town::new(&history, vec![first, second]);
-    let faults = [Fault::Server, Fault::Server, Fault::Service, Fault::Client, Fault::Run];
+    let faults = [Fault::Server, Fault::Server, Fault::Service, Fault::Pause, Fault::Client, Fault::Run];
     town.go_on(&Store::Server(&database), &faults, Some(&database));
 }
 
@@ -66,10 +68,12 @@ fn a_service_that_is_killed_goes_on_with_its_ledger() {
     town.go_on(&Store::Ledger(ledger), &[Fault::Service, Fault::Service, Fault::Client, Fault::Run], None);
 }
 
-/// What is killed.
+/// What is killed; or held up for a while, and goes on as if nothing had happened meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     Service,
+    /// Of a service.
+    Pause,
     Server,
     Client,
     Run,
@@ -116,6 +120,7 @@ impl<'a> Town<'a> {
             let fault = faults[self.random.usize(..faults.len())];
             match fault {
                 Fault::Service => self.kill_a_service(),
+                Fault::Pause => self.hold_up_a_service(),
                 Fault::Server => self.kill_the_server(database.expect("one that may be killed")),
                 Fault::Client => self.kill_a_person(false),
                 Fault::Run => self.kill_a_person(true),
@@ -128,7 +133,7 @@ impl<'a> Town<'a> {
         }
         let proved = self.history.prove(store);
         assert!(self.is_colourful(store, faults), "seed {}: too little happens", self.history.seed);
-        println!("{} came, killed were {:?}: {proved}", self.born, self.killed);
+        println!("{} came, killed or held up were {:?}: {proved}", self.born, self.killed);
     }
 
     /// Whether everything has happened that is to be told of.
@@ -196,6 +201,14 @@ impl<'a> Town<'a> {
             self.away = None;
         }
         self.services[at].start_again();
+    }
+
+    fn hold_up_a_service(&mut self) {
+        let at = self.random.usize(..self.services.len());
+        self.services[at].signal(Signal::SIGSTOP);
+        let (enough, until) = (self.history.noted() + PROGRESS, Instant::now() + PAUSE);
+        wait_until("the other one is ahead", || self.history.noted() > enough || Instant::now() > until);
+        self.services[at].signal(Signal::SIGCONT);
     }
 
     fn kill_the_server(&mut self, database: &Database) {

@@ -83,7 +83,7 @@ end = time.monotonic() + 3
 number = 0
 while time.monotonic() < end:
     wish = {"want": choose.choice(wishes), "wait": choose.choice(["0s", "100ms", "2s", "5s"])}
-    ttl = choose.choice([None, None, 0.05, 0.3, 5 if is_careful else 60])
+    ttl = choose.choice([None, None, 0.05, 0.3, 2 if is_careful else 60])
     if doors != ["socket"]:
         # Nobody hears of such a one's end.
         ttl = ttl or 2
