@@ -37,10 +37,12 @@ folder=$1; shift
 while :; do
     "$@" >>"$folder/log" 2>&1 </dev/null
     rm "$folder/again" 2>/dev/null || break
-    while [ -e "$folder/hold" ]; do sleep 0.01; done
+    while [ -e "$folder/hold" ] && [ ! -e "$folder/over" ]; do sleep 0.01; done
+    [ ! -e "$folder/over" ] || break
 done &
 keeper=$!
 cat >/dev/null
+: >"$folder/over"
 read -r server _ <"$folder/data/postmaster.pid" && kill -QUIT $server
 wait $keeper
 rm -rf "$folder"
@@ -148,6 +150,8 @@ impl Server {
         // then.
         let data = self.folder.join("data");
         super::wait_until("all of it is gone", || super::alive_in(&data).is_empty());
+        // It says who the server is, and one that was killed could not remove it.
+        let _ = fs::remove_file(data.join("postmaster.pid"));
     }
 
     /// Starts it again.
