@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::lab::program::wait_until;
-use crate::lab::{Lab, Service, answer, no_rows};
+use crate::lab::{Lab, Server, Service, answer, no_rows};
 
 const POOL: &str = "[pool.acct]\nitems = [{id=1},{id=2}]\n";
 const ONE: &str = "[pool.acct]\nitems = [{id=1}]\nttl = \"2s\"\n";
@@ -212,6 +212,32 @@ fn two_who_are_elsewhere_have_one_item_after_the_other() {
     assert_eq!(away.said().len(), 1, "{}", away.all());
     lab.sh(&format!("--leases {url}"), "true").run().assert_code(125).assert_says("are away");
     lab.isolane("pool list --leases ftp://x").run().assert_code(2).assert_says("https://");
+}
+
+#[test]
+fn what_a_killed_service_granted_is_known_to_another_on_its_store_and_to_itself_afterwards() {
+    let lab = Lab::new();
+    let database = Server::shared().database("");
+    let options = format!("--store {}", database.url());
+    let mut first = Service::start(&lab, &options, ONE);
+    let second = first.beside(&options, "second");
+    let ask = ["-d", r#"{"pool":"acct","ttl":"1h","key":"k"}"#];
+    let (status, _, lease) = first.ask(&first.admin, "/v1/leases", &ask);
+    assert_eq!(status, 201, "{lease}");
+    let mut waiting = first.curl(&first.admin, "/v1/leases", &["-d", WAIT]).start();
+    let waiters = || second.ask(&second.admin, "/v1/waiters", &[]).2.as_array().map(Vec::len);
+    wait_until("it waits", || waiters() == Some(1));
+    assert!(!waiting.is_over());
+    first.kill();
+    assert!(!waiting.finish().status.success(), "nobody answers");
+    let (status, _, again) = second.ask(&second.admin, "/v1/leases", &ask);
+    assert_eq!((status, &again["id"], &again["fence"]), (201, &lease["id"], &lease["fence"]), "asked again: {again}");
+    wait_until("the place in the line is gone with the service", || waiters() == Some(0));
+    let path = format!("/v1/leases/{}", lease["id"].as_str().expect("an id"));
+    assert_eq!(second.ask(&second.admin, &path, &["-X", "DELETE"]).0, 204);
+    first.start_again();
+    let (status, _, lost) = first.ask(&first.admin, &format!("{path}/renew"), &["-X", "POST"]);
+    assert!(status == 410 && lost["detail"].as_str().expect("a line").contains("is released since"), "{lost}");
 }
 
 #[test]

@@ -27,6 +27,9 @@ pub struct Note {
     pub lets_go: Option<f64>,
     /// Until when it had it at least, whenever it began to let go: from when it had asked.
     pub until: Option<f64>,
+    /// When it heard that what it gave back was taken back, or that it had lost it before.
+    pub released: Option<f64>,
+    pub lost: Option<f64>,
 }
 
 /// By the ledger: for each item, a grant begins when the one before has ended, and has a greater
@@ -98,12 +101,32 @@ pub fn of_notes(notes: &[Note], grants: &[Grant]) -> Vec<String> {
     wrong
 }
 
+/// By what the workers were answered: what was taken back as released is so, and nobody was told
+/// that they had lost what they must still have had.
+pub fn of_answers(notes: &[Note], grants: &[Grant]) -> Vec<String> {
+    let states: HashMap<&str, &str> = grants.iter().map(|grant| (&*grant.lease, &*grant.state)).collect();
+    let limits: HashMap<&str, f64> = notes.iter().filter_map(|note| Some((&*note.lease, note.until?))).collect();
+    let mut wrong = Vec::new();
+    for note in notes {
+        let state = states.get(&*note.lease).copied().unwrap_or("unknown");
+        let limit = limits.get(&*note.lease).copied().unwrap_or_default();
+        if note.released.is_some() && state != "released" {
+            wrong.push(format!("it is {state}: {note:?}"));
+        }
+        if note.lost.is_some_and(|at| at < limit) {
+            wrong.push(format!("it is {state}, and was to last until {limit}: {note:?}"));
+        }
+    }
+    wrong
+}
+
 fn grant(lease: &str, fence: u64, from: u64, until: u64) -> Grant {
     Grant { lease: lease.to_owned(), item: 1, fence, from, until, state: "released".to_owned() }
 }
 
 fn note(lease: &str, fence: u64, has: Option<f64>, lets_go: Option<f64>) -> Note {
-    Note { lease: lease.to_owned(), fence, has, lets_go, until: has.map(|has| has + 60.0) }
+    let until = has.map(|has| has + 60.0);
+    Note { lease: lease.to_owned(), fence, has, lets_go, until, released: None, lost: None }
 }
 
 #[test]
@@ -121,4 +144,17 @@ fn a_history_in_which_two_have_one_item_is_found_out() {
     assert_eq!(of_notes(&[note("c", 3, Some(1.0), None)], &grants).len(), 1);
     let twice = [note("a", 1, Some(1.0), None), note("a", 1, Some(1.0), None)];
     assert!(!of_notes(&twice, &grants).is_empty());
+}
+
+#[test]
+fn an_answer_that_did_not_hold_is_found_out() {
+    let mut grants = [grant("a", 1, 10, 20)];
+    let has = note("a", 1, Some(1.0), None);
+    let released = Note { released: Some(2.0), ..note("a", 1, None, None) };
+    let lost = |at| Note { lost: Some(at), ..note("a", 1, None, None) };
+    assert!(of_answers(&[has.clone(), released.clone()], &grants).is_empty());
+    assert_eq!(of_answers(&[has.clone(), lost(60.0)], &grants).len(), 1);
+    assert!(of_answers(&[has.clone(), lost(61.5)], &grants).is_empty());
+    grants[0].state = "expired".to_owned();
+    assert_eq!(of_answers(&[has, released], &grants).len(), 1);
 }

@@ -37,10 +37,12 @@ folder=$1; shift
 while :; do
     "$@" >>"$folder/log" 2>&1 </dev/null
     rm "$folder/again" 2>/dev/null || break
-    while [ -e "$folder/hold" ]; do sleep 0.01; done
+    while [ -e "$folder/hold" ] && [ ! -e "$folder/over" ]; do sleep 0.01; done
+    [ ! -e "$folder/over" ] || break
 done &
 keeper=$!
 cat >/dev/null
+: >"$folder/over"
 read -r server _ <"$folder/data/postmaster.pid" && kill -QUIT $server
 wait $keeper
 rm -rf "$folder"
@@ -132,12 +134,24 @@ impl Server {
 
     /// Stops it at once; it can be started again.
     pub fn stop(&self) {
+        self.stop_by(Signal::SIGQUIT);
+    }
+
+    /// Stops it by a signal to its first process; it can be started again when the others are gone
+    /// as well.
+    pub fn stop_by(&self, signal: Signal) {
         fs::write(self.folder.join("hold"), "").expect("a file");
         fs::write(self.folder.join("again"), "").expect("a file");
         let pid = fs::read_to_string(self.folder.join("data/postmaster.pid")).expect("a running server");
         let pid = pid.lines().next().and_then(|line| line.parse().ok()).expect("a pid");
-        nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGQUIT).expect("ours");
+        nix::sys::signal::kill(Pid::from_raw(pid), signal).expect("ours");
         super::wait_until("the server is gone", || !self.folder.join("again").exists());
+        // Those that the first process left behind end when they notice, and hold its memory until
+        // then.
+        let data = self.folder.join("data");
+        super::wait_until("all of it is gone", || super::alive_in(&data).is_empty());
+        // It says who the server is, and one that was killed could not remove it.
+        let _ = fs::remove_file(data.join("postmaster.pid"));
     }
 
     /// Starts it again.

@@ -137,6 +137,11 @@ impl Running {
         kill(self.pid(), signal).expect("the program is running");
     }
 
+    /// Whether it has ended.
+    pub fn is_over(&mut self) -> bool {
+        self.child.try_wait().expect("a child of ours").is_some()
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub fn finish(self) -> Outcome {

@@ -1,19 +1,24 @@
 //! `isolane serve` of a lab, in a folder and with a ledger of its own.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::program::{Outcome, Program, wait_until};
+use super::program::{Outcome, PATIENCE, Program, wait_until};
 use super::{Lab, read_ledger};
 
 /// A service that goes on.
 pub struct Service<'a> {
     lab: &'a Lab,
     child: Child,
+    options: String,
+    /// What it says is in this file.
+    log: PathBuf,
     /// Where it is.
     pub url: String,
     /// A token that allows everything.
@@ -28,7 +33,7 @@ impl<'a> Service<'a> {
     pub fn start(lab: &'a Lab, options: &str, configuration: &str) -> Self {
         lab.file(&format!("{FOLDER}/isolane.toml"), configuration);
         let admin = token(lab, "boss", "--role admin");
-        let mut service = Self::begin(lab, options);
+        let mut service = Self::begin(lab, options, "log");
         service.admin = admin;
         service
     }
@@ -36,29 +41,69 @@ impl<'a> Service<'a> {
     /// Starts it where it has no token yet: it makes one.
     pub fn start_without_token(lab: &'a Lab, options: &str, configuration: &str) -> Self {
         lab.file(&format!("{FOLDER}/isolane.toml"), configuration);
-        let mut service = Self::begin(lab, options);
-        let said = fs::read_to_string(lab.path(&format!("{FOLDER}/log"))).expect("its log");
+        let mut service = Self::begin(lab, options, "log");
+        let said = fs::read_to_string(&service.log).expect("its log");
         let token = said.lines().find_map(|line| line.split_once("shown only now: "));
         token.expect("it shows a token").1.clone_into(&mut service.admin);
         service
     }
 
-    fn begin(lab: &'a Lab, options: &str) -> Self {
-        let log = lab.path(&format!("{FOLDER}/log"));
-        let err = fs::File::create(&log).expect("a file");
-        let listen = if options.contains("--listen") { "" } else { "--listen 127.0.0.1:0" };
-        let program = lab.isolane(&format!("serve {listen} {options}")).within(&lab.path(FOLDER));
-        let mut command = program.into_command();
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(err).spawn().expect("it starts");
-        let mut service = Self { lab, child, url: String::new(), admin: String::new() };
-        wait_until("it serves", || {
-            let said = fs::read_to_string(&log).expect("its log");
-            assert!(service.child.try_wait().expect("a child").is_none(), "it ended: {said}");
-            let url = said.lines().find_map(|line| Some(line.split_once(" at http")?.1.to_owned()));
-            service.url = url.map(|rest| format!("http{rest}")).unwrap_or_default();
-            said.ends_with('\n') && !service.url.is_empty()
-        });
+    /// Starts another in the same folder, so that the same tokens are known to both.
+    pub fn beside(&self, options: &str, name: &str) -> Self {
+        let mut service = Self::begin(self.lab, options, &format!("log of {name}"));
+        service.admin.clone_from(&self.admin);
         service
+    }
+
+    fn begin(lab: &'a Lab, options: &str, log: &str) -> Self {
+        let log = lab.path(&format!("{FOLDER}/{log}"));
+        let listen = if options.contains("--listen") { "" } else { "--listen 127.0.0.1:0" };
+        let child = spawn(lab, &format!("{listen} {options}"), &log);
+        let options = options.to_owned();
+        let mut service = Self { lab, child, options, log, url: String::new(), admin: String::new() };
+        if let Err(said) = service.serves() {
+            panic!("it ended: {said}");
+        }
+        service
+    }
+
+    /// Waits until it serves; where it ends instead, what it said comes back.
+    fn serves(&mut self) -> Result<(), String> {
+        let mut ended = None;
+        wait_until("it serves", || {
+            // Looked at first: what it said last is in the log then.
+            let is_over = self.child.try_wait().expect("a child").is_some();
+            let said = fs::read_to_string(&self.log).expect("its log");
+            if is_over {
+                ended = Some(said);
+                return true;
+            }
+            let url = said.lines().find_map(|line| Some(line.split_once(" at http")?.1.to_owned()));
+            let Some(rest) = url.filter(|_| said.ends_with('\n')) else { return false };
+            self.url = format!("http{rest}");
+            true
+        });
+        ended.map_or(Ok(()), Err)
+    }
+
+    /// Kills it; it can be started again.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a child of ours");
+        self.child.wait().expect("a child of ours");
+    }
+
+    /// Starts it again where it was.
+    pub fn start_again(&mut self) {
+        let (_, address) = self.url.split_once("://").expect("an address");
+        let options = format!("--listen {address} {}", self.options);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.child = spawn(self.lab, &options, &self.log);
+            let Err(said) = self.serves() else { return };
+            // A connection of anybody's may have got its port meanwhile, and leaves it.
+            let is_taken = said.contains("Address already in use") && Instant::now() < deadline;
+            assert!(is_taken, "it ended: {said}");
+        }
     }
 
     /// A new token.
@@ -104,7 +149,7 @@ impl<'a> Service<'a> {
     /// Waits for its end; what it said comes with it.
     pub fn finish(mut self) -> (ExitStatus, String) {
         let status = self.child.wait().expect("a child of ours");
-        (status, fs::read_to_string(self.lab.path(&format!("{FOLDER}/log"))).expect("its log"))
+        (status, fs::read_to_string(&self.log).expect("its log"))
     }
 }
 
@@ -113,6 +158,13 @@ impl Drop for Service<'_> {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn spawn(lab: &Lab, options: &str, log: &Path) -> Child {
+    let err = fs::File::create(log).expect("a file");
+    let program = lab.isolane(&format!("serve {options}")).within(&lab.path(FOLDER));
+    let mut command = program.into_command();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(err).spawn().expect("it starts")
 }
 
 fn token(lab: &Lab, name: &str, options: &str) -> String {
