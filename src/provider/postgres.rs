@@ -328,15 +328,14 @@ impl Provider for Postgres {
 
     fn make_room(&self) {
         let mut claimed = self.claimed();
-        if !matches!(*claimed, Claimed::Ready(_)) {
-            return;
+        if let Claimed::Ready(session) = &mut *claimed {
+            self.goes_on();
+            claim::outwait(&mut session.0, self.server.application());
         }
-        self.goes_on();
-        if let Claimed::Ready(session) = std::mem::take(&mut *claimed) {
-            let (mut client, config) = *session;
-            claim::outwait(&mut client, self.server.application());
-            *claimed = Claimed::Held(Claim::hold(client, config, &self.names.tag));
-        }
+        *claimed = match std::mem::take(&mut *claimed) {
+            Claimed::Ready(session) => Claimed::Held(Claim::hold(session.0, session.1, &self.names.tag)),
+            other => other,
+        };
     }
 
     fn goes_on(&self) {

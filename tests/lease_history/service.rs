@@ -39,10 +39,7 @@ fn two_services_are_one_whichever_is_killed() {
     let server = Server::shared();
     let database = server.database("");
     let history = History::begin();
-    let options = format!("--rate 100000 --store {}", database.url());
-    let first = Service::start(&history.lab, &options, POOLS);
-    let second = first.beside(&options, "second");
-    let mut town = Town::new(&history, vec![first, second]);
+    let mut town = Town::of_two(&history, &database);
     town.go_on(&Store::Server(&database), &[Fault::Service, Fault::Pause, Fault::Client, Fault::Run], None);
 }
 
@@ -51,10 +48,7 @@ fn a_server_that_is_killed_loses_nothing_that_was_answered() {
     let server = Server::own();
     let database = server.database("");
     let history = History::begin();
-    let options = format!("--rate 100000 --store {}", database.url());
-    let first = Service::start(&history.lab, &options, POOLS);
-    let second = first.beside(&options, "second");
-    let mut town = Town::new(&history, vec![first, second]);
+    let mut town = Town::of_two(&history, &database);
     let faults = [Fault::Server, Fault::Server, Fault::Service, Fault::Pause, Fault::Client, Fault::Run];
     town.go_on(&Store::Server(&database), &faults, Some(&database));
 }
@@ -101,6 +95,14 @@ struct Town<'a> {
 }
 
 impl<'a> Town<'a> {
+    /// With two services that keep their leases in this database.
+    fn of_two(history: &'a History, database: &Database) -> Self {
+        let options = format!("--rate 100000 --store {}", database.url());
+        let first = Service::start(&history.lab, &options, POOLS);
+        let second = first.beside(&options, "second");
+        Self::new(history, vec![first, second])
+    }
+
     fn new(history: &'a History, services: Vec<Service<'a>>) -> Self {
         let token = services[0].token("ci", "");
         let (lab, random) = (&history.lab, history.random.clone());
