@@ -1,8 +1,8 @@
 //! `isolane serve`: pools, leases and runs for a team and for machines of CI, over TCP.
 //!
-//! [`router`] is all that is served; other routers are merged into it there. Around it stand, from
-//! outside: what is counted ([`metrics`]) and the stop; around the API, who may do what
-//! ([`access`]), and within, the length of bodies ([`limits`]).
+//! [`router`] is all that is served; other routers are merged into it there. Around all of it
+//! stands what is counted ([`metrics`]) and the stop; around the API, who may do what
+//! ([`access`]), and the length of bodies ([`limits`]).
 
 pub mod access;
 mod door;
@@ -16,9 +16,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, middleware};
 use serde_json::{Value, json};
@@ -43,7 +44,7 @@ use crate::settings::{Settings, StoreAddress};
 use crate::stock::{self, Stock};
 use access::{Access, Caller};
 use door::Door;
-use metrics::Metrics;
+use metrics::{Counted, Metrics};
 
 /// For how long a look at the store's health counts, so that who asks for it all the time does
 /// not make it write all the time.
@@ -101,13 +102,36 @@ pub fn router(service: &Service) -> Router {
         .merge(runs::routes(service.ledger.clone()))
         .merge(openapi::routes())
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "unknown-path", "there is nothing at this path") })
-        .layer(middleware::from_fn(limits::bodies))
-        .layer(middleware::from_fn_with_state(Arc::clone(&service.access), access::guard));
+        .layer(middleware::from_fn_with_state(Arc::clone(&service.access), admit));
     // What looks after its own access, and the bodies of its requests, is merged here.
     let page = catalogue::routes(shop_window(service)).layer(middleware::from_fn(limits::bodies));
-    api.merge(page)
-        .layer(middleware::from_fn_with_state(service.stopping.clone(), limits::waits))
-        .layer(middleware::from_fn_with_state(service.clone(), metrics::count))
+    let around = Arc::new(Around { metrics: Arc::clone(&service.metrics), stopping: service.stopping.clone() });
+    api.merge(page).layer(middleware::from_fn_with_state(around, attend_to))
+}
+
+/// What every request needs.
+struct Around {
+    metrics: Arc<Metrics>,
+    stopping: watch::Receiver<bool>,
+}
+
+/// Counts a request, and ends it when the service stops.
+async fn attend_to(State(around): State<Arc<Around>>, request: Request, next: Next) -> Response {
+    let counted = Counted::begin(&request);
+    let response = limits::waits(&around.stopping, request, next).await;
+    around.metrics.count(counted, &response);
+    response
+}
+
+/// Lets in who may come in, and says who it is. Nothing of a body is waited for before that.
+async fn admit(State(access): State<Arc<Access>>, mut request: Request, next: Next) -> Response {
+    match access.admit(&mut request) {
+        Ok(()) => limits::bodies(request, next).await,
+        Err(response) => {
+            limits::linger(request);
+            *response
+        }
+    }
 }
 
 /// The page: whoever has a token may look at it, and do there what the token allows.

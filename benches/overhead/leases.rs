@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::Pid;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -111,15 +112,6 @@ impl Idle {
         Self { _lab: lab, run, socket }
     }
 
-    /// Seconds of CPU that the run has taken.
-    fn cpu(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.run.pid())).expect("it runs");
-        let (_, rest) = stat.rsplit_once(") ").expect("a name");
-        let ticks = |at: usize| rest.split(' ').nth(at).and_then(|word| word.parse::<f64>().ok()).expect("a number");
-        // 100 ticks a second, whatever the kernel itself counts in.
-        (ticks(11) + ticks(12)) / 100.0
-    }
-
     fn round(&self) -> Round {
         let socket = &self.socket;
         round(|n| pairs(Door::open(socket), n))
@@ -133,6 +125,15 @@ fn fill(door: &mut Door, items: usize) {
             .collect();
         door.call("POST", "/v1/pools/acct/items", &Value::from(some).to_string());
     }
+}
+
+/// Seconds of CPU that a process has taken.
+fn cpu_of(process: Pid) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("it runs");
+    let (_, rest) = stat.rsplit_once(") ").expect("a name");
+    let ticks = |at: usize| rest.split(' ').nth(at).and_then(|word| word.parse::<f64>().ok()).expect("a number");
+    // 100 ticks a second, whatever the kernel itself counts in.
+    (ticks(11) + ticks(12)) / 100.0
 }
 
 /// What client `n` does again and again.
@@ -251,9 +252,9 @@ pub fn leases() {
     let (mut ours, mut theirs, mut costs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         theirs.push(by_hand.round());
-        let before = few.cpu();
+        let before = cpu_of(few.run.pid());
         let round = few.round();
-        costs.push((few.cpu() - before) * 1e6 / round.times.len() as f64);
+        costs.push((cpu_of(few.run.pid()) - before) * 1e6 / round.times.len() as f64);
         ours.push(round);
     }
     let of = |rounds: &[Round], what: fn(&Round) -> f64| median(rounds.iter().map(what).collect());
@@ -269,24 +270,26 @@ pub fn leases() {
     line("the client with the fewest, of the mean", &format!("{least:.0} %"), "at least 50 %");
     million(&few);
     drop(few);
-    served(&by_hand);
     waiters();
 }
 
 /// The same through `isolane serve`, with a token, over TCP.
-fn served(by_hand: &ByHand) {
-    let lab = Lab::new();
+pub fn served() {
+    let (lab, by_hand) = (Lab::new(), ByHand::with(ITEMS));
     let service = Service::start(&lab, "--rate 1000000", "");
     let address = service.url.trim_start_matches("http://");
     fill(&mut Door::elsewhere(address, &service.admin), ITEMS);
-    let (mut rates, mut ratios) = (Vec::new(), Vec::new());
+    let (mut rates, mut ratios, mut costs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let theirs = by_hand.round().rate();
-        let ours = round(|n| pairs(Door::elsewhere(address, &service.admin), n)).rate();
-        rates.push(ours);
-        ratios.push(ours / theirs);
+        let before = cpu_of(service.pid());
+        let ours = round(|n| pairs(Door::elsewhere(address, &service.admin), n));
+        costs.push((cpu_of(service.pid()) - before) * 1e6 / ours.times.len() as f64);
+        rates.push(ours.rate());
+        ratios.push(ours.rate() / theirs);
     }
-    let told = format!("{:.0} a second, {:.1} times the UPDATE", median(rates), median(ratios));
+    let (rate, cost, ratio) = (median(rates), median(costs), median(ratios));
+    let told = format!("{rate:.0} a second ({cost:.0} us of CPU each), {ratio:.1} times the UPDATE");
     line("20 clients of `isolane serve` over HTTP", &told, "at least 5,000");
 }
 
@@ -320,9 +323,9 @@ fn waiters() {
         places = names.map(|it| it["worker_id"].as_str().expect("a name").to_owned()).collect();
         places.len() == WAITERS
     });
-    let before = idle.cpu();
+    let before = cpu_of(idle.run.pid());
     std::thread::sleep(Duration::from_secs(5));
-    let cpu = idle.cpu() - before;
+    let cpu = cpu_of(idle.run.pid()) - before;
     let began = Instant::now();
     door.call("DELETE", &format!("/v1/leases/{}", held["id"].as_str().expect("an id")), "");
     // Who is first in the line reads first; if another were served before, this would hang.

@@ -32,7 +32,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let parts: [(&str, fn()); 14] = [
+    let parts: [(&str, fn()); 15] = [
         ("pytest", pytest),
         ("nextest", nextest),
         ("start", start),
@@ -46,6 +46,7 @@ fn main() {
         ("touches", touches::touches),
         ("rows", rows::rows),
         ("leases", leases::leases),
+        ("leases-served", leases::served),
         ("leases-postgres", postgres_leases::postgres),
     ];
     for (name, part) in parts {

@@ -1,6 +1,7 @@
 //! Pools and leases in the ledger: what [`crate::lease`] keeps there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -21,6 +22,10 @@ impl From<rusqlite::Error> for StoreError {
         Self(error.to_string())
     }
 }
+
+/// How long what was written just after a look can wait for the next one. Most of it is what this
+/// process writes itself, in several steps each time.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// The leases of a ledger.
 #[derive(Debug)]
@@ -65,7 +70,11 @@ impl Store for LedgerStore {
         let mut log = self.path.clone().into_os_string();
         log.push("-wal");
         let Ok(watched) = Watched::open(log.as_ref()) else { return };
-        std::thread::spawn(move || while watched.wait() && changed() {});
+        std::thread::spawn(move || {
+            while watched.wait() && changed() {
+                std::thread::sleep(PAUSE);
+            }
+        });
     }
 }
 

@@ -5,16 +5,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use super::limits::linger;
 use crate::api::leases::Party;
 use crate::api::problem::Problem;
 use crate::clock::Timestamp;
@@ -104,6 +102,37 @@ impl Access {
         Ok(Caller { name: found.name.as_str().into(), role: found.role })
     }
 
+    /// Lets a request in, with who makes it in its extensions; or says why not.
+    pub fn admit(&self, request: &mut Request) -> Result<(), Box<Response>> {
+        let Some(caller) = self.who(request)? else { return Ok(()) };
+        if caller.role < Role::Admin {
+            request.extensions_mut().insert(Party(Arc::clone(&caller.name)));
+        }
+        request.extensions_mut().insert(caller);
+        Ok(())
+    }
+
+    /// Who makes a request, where that matters; or why it is refused.
+    fn who(&self, request: &Request) -> Result<Option<Caller>, Box<Response>> {
+        let Some(needed) = needed(request.method(), request.uri().path()) else { return Ok(None) };
+        let missing = "a token is needed: Authorization: Bearer TOKEN, for isolane in ISOLANE_TOKEN";
+        let token = bearer(request).ok_or_else(|| Box::new(refuse(unauthorized(missing), None)))?;
+        let caller = self.caller(token).map_err(|problem| Box::new(refuse(problem, Some("invalid_token"))))?;
+        self.count(&caller.name).map_err(|wait| {
+            let detail = format!("the token {} makes more than {} requests a second", caller.name, self.rate);
+            let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", detail);
+            let mut response = problem.into_response();
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
+            Box::new(response)
+        })?;
+        if caller.role < needed {
+            let detail = format!("the token {} has the role {}, and this takes {needed}", caller.name, caller.role);
+            let problem = Problem::new(StatusCode::FORBIDDEN, "forbidden", detail);
+            return Err(Box::new(refuse(problem, Some("insufficient_scope"))));
+        }
+        Ok(Some(caller))
+    }
+
     fn tokens(&self) -> Result<Vec<Token>, Problem> {
         (self.read)().map_err(|why| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store", why))
     }
@@ -155,45 +184,6 @@ fn bearer(request: &Request) -> Option<&str> {
     let value = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-}
-
-/// Lets in who may come in, and says who it is. Nothing of a body is waited for before that.
-pub async fn guard(State(access): State<Arc<Access>>, mut request: Request, next: Next) -> Response {
-    match admit(&access, &request) {
-        Ok(None) => {}
-        Ok(Some(caller)) => {
-            if caller.role < Role::Admin {
-                request.extensions_mut().insert(Party(Arc::clone(&caller.name)));
-            }
-            request.extensions_mut().insert(caller);
-        }
-        Err(response) => {
-            linger(request);
-            return *response;
-        }
-    }
-    next.run(request).await
-}
-
-/// Who makes a request, where that matters; or why it is refused.
-fn admit(access: &Access, request: &Request) -> Result<Option<Caller>, Box<Response>> {
-    let Some(needed) = needed(request.method(), request.uri().path()) else { return Ok(None) };
-    let missing = "a token is needed: Authorization: Bearer TOKEN, for isolane in ISOLANE_TOKEN";
-    let token = bearer(request).ok_or_else(|| Box::new(refuse(unauthorized(missing), None)))?;
-    let caller = access.caller(token).map_err(|problem| Box::new(refuse(problem, Some("invalid_token"))))?;
-    access.count(&caller.name).map_err(|wait| {
-        let detail = format!("the token {} makes more than {} requests a second", caller.name, access.rate);
-        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too-many-requests", detail);
-        let mut response = problem.into_response();
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
-        Box::new(response)
-    })?;
-    if caller.role < needed {
-        let detail = format!("the token {} has the role {}, and this takes {needed}", caller.name, caller.role);
-        let problem = Problem::new(StatusCode::FORBIDDEN, "forbidden", detail);
-        return Err(Box::new(refuse(problem, Some("insufficient_scope"))));
-    }
-    Ok(Some(caller))
 }
 
 fn refuse(problem: Problem, error: Option<&str>) -> Response {

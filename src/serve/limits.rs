@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -84,7 +84,7 @@ async fn discard(mut body: Body) {
 }
 
 /// Ends requests that wait for something when the service stops.
-pub async fn waits(State(stopping): State<watch::Receiver<bool>>, request: Request, next: Next) -> Response {
+pub async fn waits(stopping: &watch::Receiver<bool>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let is_lease = path.starts_with("/v1/leases");
     if !(is_lease && matches!(*request.method(), Method::GET | Method::POST)) {
@@ -93,7 +93,7 @@ pub async fn waits(State(stopping): State<watch::Receiver<bool>>, request: Reque
     tokio::select! {
         biased;
         response = next.run(request) => response,
-        () = stopped(stopping) => {
+        () = stopped(stopping.clone()) => {
             let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "the service stops; ask again");
             problem.into_response()
         }

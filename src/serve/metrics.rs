@@ -5,9 +5,8 @@ use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::{Method, StatusCode};
-use axum::middleware::Next;
 use axum::response::Response;
 use serde_json::Value;
 use tokio::sync::broadcast::error::RecvError;
@@ -27,7 +26,7 @@ pub struct Metrics(Mutex<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
-    requests: BTreeMap<(String, u16), u64>,
+    requests: BTreeMap<(&'static str, u16), u64>,
     granted: u64,
     refused: BTreeMap<&'static str, u64>,
     ended: BTreeMap<&'static str, u64>,
@@ -36,9 +35,53 @@ struct Counts {
     waited: Duration,
 }
 
+/// What is counted of a request.
+#[derive(Debug)]
+pub struct Counted {
+    method: &'static str,
+    is_lease: bool,
+    is_ask: bool,
+    began: Instant,
+}
+
+impl Counted {
+    /// A request that comes now.
+    pub fn begin(request: &Request) -> Self {
+        let path = request.uri().path();
+        // A method that somebody made up is no name of a series.
+        let method = match *request.method() {
+            Method::GET => "GET",
+            Method::POST => "POST",
+            Method::DELETE => "DELETE",
+            _ => "other",
+        };
+        let is_ask = method == "POST" && path == "/v1/leases";
+        Self { method, is_lease: path.starts_with("/v1/leases"), is_ask, began: Instant::now() }
+    }
+}
+
 impl Metrics {
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a request that was answered so.
+    pub fn count(&self, request: Counted, response: &Response) {
+        let Counted { method, is_lease, is_ask, began } = request;
+        let took = began.elapsed();
+        let status = response.status();
+        let mut counts = self.counts();
+        *counts.requests.entry((method, status.as_u16())).or_default() += 1;
+        if is_ask && status == StatusCode::CREATED {
+            counts.granted += 1;
+            let place = BOUNDS.iter().position(|bound| took.as_secs_f64() <= *bound).unwrap_or(BOUNDS.len());
+            counts.waits[place] += 1;
+            counts.waited += took;
+        } else if is_ask && let Some(Code(code)) = response.extensions().get() {
+            *counts.refused.entry(code).or_default() += 1;
+        } else if is_lease && method == "DELETE" && status == StatusCode::NO_CONTENT {
+            *counts.ended.entry("released").or_default() += 1;
+        }
     }
 
     /// Counts leases that end without their holders' doing, as long as it is polled.
@@ -52,33 +95,6 @@ impl Metrics {
             }
         }
     }
-}
-
-/// Counts requests and what became of them.
-pub async fn count(State(service): State<Service>, request: Request, next: Next) -> Response {
-    let method = request.method().clone();
-    let is_lease = request.uri().path().starts_with("/v1/leases");
-    let is_ask = method == Method::POST && request.uri().path() == "/v1/leases";
-    let began = Instant::now();
-    let response = next.run(request).await;
-    let took = began.elapsed();
-    let status = response.status();
-    let mut counts = service.metrics.counts();
-    // A method that somebody made up is no name of a series.
-    let word = if matches!(method, Method::GET | Method::POST | Method::DELETE) { method.as_str() } else { "other" };
-    *counts.requests.entry((word.to_owned(), status.as_u16())).or_default() += 1;
-    if is_ask && status == StatusCode::CREATED {
-        counts.granted += 1;
-        let place = BOUNDS.iter().position(|bound| took.as_secs_f64() <= *bound).unwrap_or(BOUNDS.len());
-        counts.waits[place] += 1;
-        counts.waited += took;
-    } else if is_ask && let Some(Code(code)) = response.extensions().get() {
-        *counts.refused.entry(code).or_default() += 1;
-    } else if is_lease && method == Method::DELETE && status == StatusCode::NO_CONTENT {
-        *counts.ended.entry("released").or_default() += 1;
-    }
-    drop(counts);
-    response
 }
 
 /// All figures.

@@ -86,6 +86,11 @@ impl<'a> Service<'a> {
         ended.map_or(Ok(()), Err)
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
     /// Kills it; it can be started again.
     pub fn kill(&mut self) {
         self.child.kill().expect("a child of ours");
@@ -143,7 +148,7 @@ impl<'a> Service<'a> {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("it lives");
+        kill(self.pid(), signal).expect("it lives");
     }
 
     /// Waits for its end; what it said comes with it.
