@@ -15,6 +15,7 @@
 
 mod ears;
 mod owner;
+mod pace;
 mod rows;
 mod session;
 mod sql;

@@ -70,15 +70,21 @@ impl Server {
 
     /// A server of the test's own, in a new folder in `parent`.
     pub fn own_in(parent: &Path) -> Self {
-        Self::with_programs(&tools::postgres_bin(None), parent)
+        Self::with_programs(&tools::postgres_bin(None), parent, &[])
     }
 
     /// A server of the test's own, of another major version.
     pub fn of_version(version: u32) -> Self {
-        Self::with_programs(&tools::postgres_bin(Some(version)), &std::env::temp_dir())
+        Self::with_programs(&tools::postgres_bin(Some(version)), &std::env::temp_dir(), &[])
     }
 
-    fn with_programs(bin: &Path, parent: &Path) -> Self {
+    /// A server of the test's own that finds these variables.
+    #[allow(dead_code, reason = "tests/lease_history sets its clock")]
+    pub fn with_variables(variables: &[(&str, &Path)]) -> Self {
+        Self::with_programs(&tools::postgres_bin(None), &std::env::temp_dir(), variables)
+    }
+
+    fn with_programs(bin: &Path, parent: &Path, variables: &[(&str, &Path)]) -> Self {
         let folder = tempfile::Builder::new().prefix("isolane-test-server-").tempdir_in(parent);
         let folder = folder.expect("a temporary folder");
         let folder = folder.keep(); // the guardian removes it
@@ -97,13 +103,13 @@ impl Server {
         assert!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr));
         loop {
             // Somebody else may take the port in between: then another one is tried.
-            if let Some(server) = Self::start(&bin, &folder, user.as_ref()) {
+            if let Some(server) = Self::start(&bin, &folder, user.as_ref(), variables) {
                 return server;
             }
         }
     }
 
-    fn start(bin: &Path, folder: &Path, user: Option<&User>) -> Option<Self> {
+    fn start(bin: &Path, folder: &Path, user: Option<&User>, variables: &[(&str, &Path)]) -> Option<Self> {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
         let mut guardian = as_user(Path::new("/bin/sh"), user);
         // A group of its own: Ctrl-C at the terminal of the tests does not reach it.
@@ -111,6 +117,7 @@ impl Server {
         guardian.arg(bin.join("postgres")).arg("-D").arg(folder.join("data")).arg("-p").arg(port.to_string());
         guardian.arg("-k").arg(folder);
         guardian.args(SETTINGS.iter().flat_map(|setting| ["-c", setting]));
+        guardian.envs(variables.iter().copied());
         let guardian = guardian.stdin(Stdio::piped()).spawn().expect("sh");
         let server = Self { folder: folder.to_owned(), port, guardian };
         let deadline = Instant::now() + Duration::from_secs(60);

@@ -5,21 +5,26 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use postgres::error::SqlState;
-use postgres::{Client, Config, SimpleQueryMessage};
+use postgres::{Client, Config};
 
 use super::super::connection::text;
 use super::super::{claim, connection};
 use super::CHANNEL;
 use super::ears;
 use super::owner::Name;
-use super::transaction::{BEGIN, LeaseTransaction};
+use super::pace::Pace;
+use super::transaction::{BEGIN, Begun, LeaseTransaction};
 use crate::error::{Stop, one_line};
 use crate::lease::store::StoreError;
+use crate::os::boot;
 
 const TABLES: &str = include_str!("tables.sql");
 const WRITES: &str = include_str!("writes.sql");
 /// What the tables look like that this isolane knows.
-const LAYOUT: i32 = 1;
+const LAYOUT: i32 = 2;
+/// What makes the tables of layout 1 these.
+const NEWER: &str = "ALTER TABLE isolane_leases.lease_head ADD COLUMN IF NOT EXISTS ahead bigint NOT NULL DEFAULT 0;
+    UPDATE isolane_leases.lease_head SET layout = 2 WHERE layout = 1;";
 /// Two who come first make the tables one after another.
 const MAKING: i64 = 0x696c_6d61_6b65;
 /// How long a server that is away is waited for, before those who ask are told.
@@ -36,6 +41,7 @@ pub struct Session {
     config: Config,
     name: Name,
     client: Option<Client>,
+    pace: Pace,
 }
 
 impl Session {
@@ -45,7 +51,7 @@ impl Session {
         let now: i64 = make(&mut client, &config)?;
         let name = Name::new(now);
         prepare(&mut client, &name).map_err(|error| cannot(&error, &config))?;
-        Ok((Self { config, name: name.clone(), client: Some(client) }, name))
+        Ok((Self { config, name: name.clone(), client: Some(client), pace: Pace::default() }, name))
     }
 
     /// Does `work` in a transaction.
@@ -55,7 +61,7 @@ impl Session {
     ) -> Result<(), StoreError> {
         let begun = self.begin()?;
         let Some(client) = &mut self.client else { return Err(StoreError("the store is away".to_owned())) };
-        let mut transaction = LeaseTransaction::new(client, &self.name, &begun)?;
+        let mut transaction = LeaseTransaction::new(client, &self.name, &begun, &mut self.pace)?;
         let done = work(&mut transaction);
         let (client, last) = transaction.last();
         let kept = match done {
@@ -75,12 +81,12 @@ impl Session {
     }
 
     /// Begins a transaction: nothing has been done yet, so it is tried for a while.
-    fn begin(&mut self) -> Result<Vec<SimpleQueryMessage>, StoreError> {
+    fn begin(&mut self) -> Result<Begun, StoreError> {
         let deadline = Instant::now() + PATIENCE;
         let (mut pause, longest) = PAUSES;
         loop {
             let error = match self.client() {
-                Ok(client) => match client.simple_query(BEGIN) {
+                Ok(client) => match begin(client) {
                     Ok(begun) => return Ok(begun),
                     Err(error) if client.is_closed() || client.simple_query("ROLLBACK").is_err() => {
                         self.client = None;
@@ -124,6 +130,12 @@ impl Session {
     }
 }
 
+fn begin(client: &mut Client) -> Result<Begun, postgres::Error> {
+    let before = boot::now().since;
+    let answer = client.simple_query(BEGIN)?;
+    Ok(Begun { answer, between: (before, boot::now().since) })
+}
+
 /// Makes the tables where there are none. The server's time comes back.
 fn make(client: &mut Client, config: &Config) -> anyhow::Result<i64> {
     let ask = "SELECT to_regclass('isolane_leases.lease_head') IS NOT NULL AND to_regclass('isolane_leases.leases') IS NOT NULL,
@@ -140,14 +152,23 @@ fn make(client: &mut Client, config: &Config) -> anyhow::Result<i64> {
         let making = format!("BEGIN; SELECT pg_advisory_xact_lock({MAKING}); {TABLES} COMMIT");
         client.batch_execute(&making).map_err(|error| cannot(&error, config))?;
     }
-    let layout = client.query_one("SELECT layout FROM isolane_leases.lease_head", &[]);
-    let layout: i32 = layout.map_err(|error| cannot(&error, config))?.get(0);
+    let mut layout = layout_of(client, config)?;
+    if layout < LAYOUT {
+        let making = format!("BEGIN; SELECT pg_advisory_xact_lock({MAKING}); {NEWER} COMMIT");
+        client.batch_execute(&making).map_err(|error| cannot(&error, config))?;
+        layout = layout_of(client, config)?;
+    }
     if layout != LAYOUT {
         bail!(Stop::usage(format!(
             "the leases in this database were written by a newer isolane (layout {layout}, and this one knows {LAYOUT}); use that one"
         )));
     }
     Ok(row.get(2))
+}
+
+fn layout_of(client: &mut Client, config: &Config) -> anyhow::Result<i32> {
+    let layout = client.query_one("SELECT layout FROM isolane_leases.lease_head", &[]);
+    Ok(layout.map_err(|error| cannot(&error, config))?.get(0))
 }
 
 /// Makes a session fit for work.

@@ -1,6 +1,6 @@
 -- Pools, their items, who holds them and who waits, as src/ledger/lease.sql has them. The one row
 -- of lease_head is locked by every transaction that works here, so that one follows another. Times
--- are microseconds since 1970, by the server's clock.
+-- are microseconds since 1970, by the server's clock as it was before anybody set it.
 
 CREATE SCHEMA IF NOT EXISTS isolane_leases;
 COMMENT ON SCHEMA isolane_leases IS 'Pools and leases of test data that several machines share; isolane keeps them here';
@@ -14,9 +14,11 @@ CREATE TABLE IF NOT EXISTS isolane_leases.lease_head (
     ticket bigint NOT NULL,
     used bigint NOT NULL,
     item bigint NOT NULL,
-    now bigint NOT NULL
+    now bigint NOT NULL,
+    -- How far that is ahead of the server's clock.
+    ahead bigint NOT NULL
 ) WITH (fillfactor = 10);
-INSERT INTO isolane_leases.lease_head VALUES (0, 1, 0, 0, 0, 0, 0, 0) ON CONFLICT DO NOTHING;
+INSERT INTO isolane_leases.lease_head VALUES (0, 2, 0, 0, 0, 0, 0, 0, 0) ON CONFLICT DO NOTHING;
 
 CREATE TABLE IF NOT EXISTS isolane_leases.pool (
     name text PRIMARY KEY,

@@ -1,12 +1,14 @@
 //! One transaction of the store: what it asks, and what it writes at its end, in one message.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use postgres::{Client, SimpleQueryMessage};
 
 use super::super::claim::{HELD, NUMBER};
 use super::super::connection::text;
 use super::owner::Name;
+use super::pace::{Clock, Look, Pace};
 use super::sql::{plain, texts};
 use super::{CHANNEL, rows};
 use crate::clock::Timestamp;
@@ -16,8 +18,8 @@ use crate::lease::queue::Waiter;
 use crate::lease::store::{Head, Rows, StoreError, Transaction};
 
 /// Begins one: it waits for those of others, and no other begins before it ends.
-pub const BEGIN: &str = "BEGIN; SELECT version, fence, ticket, used, item,
-    greatest(now, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) FROM isolane_leases.lease_head FOR UPDATE";
+pub const BEGIN: &str = "BEGIN; SELECT version, fence, ticket, used, item, now, ahead,
+    (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FROM isolane_leases.lease_head FOR UPDATE";
 /// After a restart of the server, processes have so long to come back, in microseconds.
 const GRACE: i64 = 10_000_000;
 
@@ -27,12 +29,24 @@ impl From<postgres::Error> for StoreError {
     }
 }
 
+/// What the server answered to [`BEGIN`], and the time of this machine before and after.
+pub struct Begun {
+    /// The answer.
+    pub answer: Vec<SimpleQueryMessage>,
+    /// The time since this machine started.
+    pub between: (Duration, Duration),
+}
+
 /// A transaction that has begun.
 pub struct LeaseTransaction<'a> {
     client: &'a mut Client,
     owner: &'a Name,
     head: Head,
     now: i64,
+    /// What the server's clock says, and how far the store's time is ahead of it: as it was found,
+    /// and as it is.
+    wall: i64,
+    ahead: (i64, i64),
     /// What is still to be sent.
     writes: String,
     has_written: bool,
@@ -43,14 +57,13 @@ pub struct LeaseTransaction<'a> {
 struct Present {
     locks: HashSet<i64>,
     server_since: i64,
-    now: i64,
 }
 
 impl<'a> LeaseTransaction<'a> {
     /// The one that began with this answer to [`BEGIN`].
-    pub fn new(client: &'a mut Client, owner: &'a Name, begun: &[SimpleQueryMessage]) -> Result<Self, StoreError> {
-        let row: Option<[i64; 6]> = numbers(begun).next().and_then(|row| row.try_into().ok());
-        let Some([version, fence, ticket, used, item, now]) = row else {
+    pub fn new(client: &'a mut Client, owner: &'a Name, begun: &Begun, pace: &mut Pace) -> Result<Self, StoreError> {
+        let row: Option<[i64; 8]> = numbers(&begun.answer).next().and_then(|row| row.try_into().ok());
+        let Some([version, fence, ticket, used, item, latest, found, wall]) = row else {
             return Err(StoreError("the table isolane_leases.lease_head has lost its row".to_owned()));
         };
         let head = Head {
@@ -60,13 +73,29 @@ impl<'a> LeaseTransaction<'a> {
             used: unsigned(used),
             item,
         };
-        Ok(Self { client, owner, head, now, writes: String::new(), has_written: false, present: None })
+        let (now, ahead) = pace.time(Clock { latest, ahead: found }, Look { wall, between: begun.between });
+        Ok(Self {
+            client,
+            owner,
+            head,
+            now,
+            wall,
+            ahead: (found, ahead),
+            writes: String::new(),
+            has_written: false,
+            present: None,
+        })
     }
 
     /// The last message, which keeps all that was written.
     pub fn last(self) -> (&'a mut Client, String) {
         let last = if self.has_written {
             format!("{}NOTIFY {CHANNEL}, {}; COMMIT", self.writes, super::sql::text(&self.owner.to_string()))
+        } else if self.ahead.0 != self.ahead.1 {
+            format!(
+                "UPDATE isolane_leases.lease_head SET now = greatest(now, {}), ahead = {}; COMMIT",
+                self.now, self.ahead.1
+            )
         } else {
             // There is nothing to make sure of on the disk.
             "ROLLBACK".to_owned()
@@ -95,14 +124,13 @@ impl<'a> LeaseTransaction<'a> {
     fn present(&mut self) -> Result<&Present, StoreError> {
         if self.present.is_none() {
             let said = self.say(&format!(
-                "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, {};
-                 SELECT {NUMBER}, 0 {HELD} AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-                self.now
+                "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint;
+                 SELECT {NUMBER} {HELD} AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
             ))?;
             let mut answers = numbers(&said);
             let server_since = answers.next().map_or(0, |row| row[0]);
             let locks = answers.map(|row| row[0]).collect();
-            self.present = Some(Present { locks, server_since, now: self.now });
+            self.present = Some(Present { locks, server_since });
         }
         self.present.as_ref().ok_or_else(|| StoreError("nobody is known".to_owned()))
     }
@@ -142,7 +170,7 @@ impl Transaction for LeaseTransaction<'_> {
         self.execute(
             "head",
             &[version, head.fence, head.ticket, head.used].map(|n| number(n).to_string()),
-            &[head.item.to_string(), self.now.to_string()],
+            &[head.item, self.now, self.ahead.1].map(|n| n.to_string()),
         );
         let of_version = [number(version).to_string()];
         if !rows.pools.is_empty() {
@@ -177,8 +205,9 @@ impl Transaction for LeaseTransaction<'_> {
     fn is_there(&mut self, owner: &str) -> bool {
         let Some(Name { key, since, .. }) = Name::parse(owner) else { return false };
         // What cannot be told does not make anybody dead.
+        let wall = self.wall;
         let Ok(present) = self.present() else { return true };
-        let may_come_back = present.server_since > since && present.now < present.server_since + GRACE;
+        let may_come_back = present.server_since > since && wall < present.server_since + GRACE;
         present.locks.contains(&key) || may_come_back
     }
 }

@@ -1,9 +1,10 @@
 -- What one transaction writes: prepared once in each session, and executed with arrays, so that
 -- the number of statements does not depend on the number of rows.
 
-PREPARE isolane_head (bigint, bigint, bigint, bigint, bigint, bigint) AS
+PREPARE isolane_head (bigint, bigint, bigint, bigint, bigint, bigint, bigint) AS
     UPDATE isolane_leases.lease_head
-    SET version = $1, fence = $2, ticket = $3, used = $4, item = $5, now = greatest(now, $6);
+    SET version = $1, fence = $2, ticket = $3, used = $4, item = $5, now = greatest(now, $6),
+        ahead = $7;
 
 PREPARE isolane_pools (bigint, text[], text[], boolean[]) AS
     INSERT INTO isolane_leases.pool
