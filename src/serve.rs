@@ -119,7 +119,7 @@ struct Around {
 async fn attend_to(State(around): State<Arc<Around>>, request: Request, next: Next) -> Response {
     let counted = Counted::begin(&request);
     let response = limits::waits(&around.stopping, request, next).await;
-    around.metrics.count(counted, &response);
+    around.metrics.count(&counted, &response);
     response
 }
 

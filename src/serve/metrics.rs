@@ -66,8 +66,8 @@ impl Metrics {
     }
 
     /// Counts a request that was answered so.
-    pub fn count(&self, request: Counted, response: &Response) {
-        let Counted { method, is_lease, is_ask, began } = request;
+    pub fn count(&self, request: &Counted, response: &Response) {
+        let &Counted { method, is_lease, is_ask, began } = request;
         let took = began.elapsed();
         let status = response.status();
         let mut counts = self.counts();
