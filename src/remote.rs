@@ -128,11 +128,22 @@ impl Remote {
 
     /// Tells it something that takes no time.
     async fn tell(&self, path: &str, body: &Value) -> Result<Value, Away> {
+        self.soon(Method::POST, path, body.to_string().into()).await
+    }
+
+    /// Asks what is answered at once.
+    async fn soon(&self, method: Method, path: &str, body: Bytes) -> Result<Value, Away> {
         let away = |why: String| Away { url: self.server.url.clone(), why };
-        let asking = self.call(Method::POST, path, body.to_string().into());
+        let asking = self.call(method, path, body);
         let answer = tokio::time::timeout(PATIENCE, asking).await;
         let reply = answer.map_err(|_| away(format!("no answer for {} s", PATIENCE.as_secs())))??;
         reply.ok().map_err(away)
+    }
+
+    /// The names of its pools.
+    pub async fn pools(&self) -> Result<Vec<String>, Away> {
+        let pools = self.soon(Method::GET, "/v1/pools", Bytes::new()).await?;
+        Ok(pools.as_array().into_iter().flatten().filter_map(|pool| pool["pool"].as_str()).map(str::to_owned).collect())
     }
 
     /// Says that a run lives. What comes back is when to say it again, where it keeps something.

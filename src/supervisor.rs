@@ -146,6 +146,7 @@ pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) ->
 struct Served {
     ended: Ended,
     began: Instant,
+    notices: Vec<String>,
 }
 
 #[expect(clippy::too_many_arguments, reason = "they are the parts of a run, and this is where they meet")]
@@ -165,7 +166,8 @@ async fn serve(
     let listener = UnixListener::bind(run.socket())
         .map_err(|e| Stop::not_started(format!("cannot open the socket {}: {e}", run.socket().display())))?;
     let stories = Stories::default();
-    let remote = join_service(run).await?;
+    let (remote, notices) = join_service(run).await?.unzip();
+    let notices = Vec::from_iter(notices.flatten());
     let api = Api {
         run: Arc::clone(run),
         keeper: Arc::clone(keeper),
@@ -223,17 +225,29 @@ async fn serve(
     tender.abort();
     guard.iter().for_each(tokio::task::JoinHandle::abort);
     undertaker.abort();
-    Ok(Served { ended, began })
+    Ok(Served { ended, began, notices })
 }
 
 /// Goes to the service of leases, where there is one: whoever cannot lease there finds out before
-/// any test does.
-async fn join_service(run: &Run) -> anyhow::Result<Option<Arc<Remote>>> {
+/// any test does. Pools of the run's own configuration that it does not have are named.
+async fn join_service(run: &Run) -> anyhow::Result<Option<(Arc<Remote>, Option<String>)>> {
     let Some(server) = &run.settings.leases else { return Ok(None) };
     let cannot = |error: Away| Stop::not_started(error);
     let remote = Remote::new(server.clone()).map_err(cannot)?;
     remote.alive(&run.id.to_string()).await.map_err(cannot)?;
-    Ok(Some(Arc::new(remote)))
+    let mut unused: Vec<&str> = run.settings.pools.iter().map(|pool| pool.name.as_str()).collect();
+    if !unused.is_empty() {
+        let there = remote.pools().await.map_err(cannot)?;
+        unused.retain(|name| !there.iter().any(|pool| pool == name));
+    }
+    let notice = (!unused.is_empty()).then(|| {
+        format!(
+            "leases are asked for at {}, which has no pool {}: it knows the pools of the isolane.toml it was started with",
+            remote.url(),
+            unused.join(", ")
+        )
+    });
+    Ok(Some((Arc::new(remote), notice)))
 }
 
 /// Collects orphans that end: they fall to us and not to init, which would do it. Whoever is
@@ -285,6 +299,7 @@ fn home(
     let swept = patiently(|| sweep(&run.inventory, &run.sites(), Scope::Run));
     let tally = roster.tally();
     let mut notices = started.notices.clone();
+    notices.extend(served.notices.iter().cloned());
     notices.extend(tally.notices.iter().cloned());
     notices.extend(untouched);
     notices.extend(notices_of_leaving);

@@ -246,6 +246,7 @@ fn a_run_leases_elsewhere_and_what_it_keeps_lives_as_long_as_it() {
     let service = Service::start(&lab, "", ONE);
     let ci = service.token("ci", "");
     let options = format!("--leases {}", service.url);
+    lab.file("isolane.toml", "[pool.acct]\nitems = [7]\n[pool.licence]\nitems = [1]\n[pool.device]\nitems = [2]\n");
     let script = "isolane lease acquire acct > got && while [ ! -e enough ]; do sleep 0.05; done";
     let running = lab.sh(&options, script).env("ISOLANE_TOKEN", &ci).start();
     wait_until("it has its lease", || lab.path("got").exists() && lab.read("got").contains("held"));
@@ -258,7 +259,8 @@ fn a_run_leases_elsewhere_and_what_it_keeps_lives_as_long_as_it() {
             && service.ledger("SELECT 1 FROM lease WHERE expires - acquired > 4000000") != no_rows()
     });
     lab.file("enough", "");
-    running.finish().assert_code(0).assert_does_not_say(&ci);
+    let told = format!("isolane: leases are asked for at {}, which has no pool device, licence", service.url);
+    running.finish().assert_code(0).assert_does_not_say(&ci).assert_says(&told);
     let rows = service.ledger("SELECT state, l.worker_id, client, run_id FROM lease l");
     assert_eq!(rows, [["lost".to_owned(), "w0".to_owned(), "ci".to_owned(), lab.value("SELECT run_id FROM runs")]]);
     assert_eq!(lab.ledger("SELECT * FROM leases"), no_rows(), "the run's own ledger has none");

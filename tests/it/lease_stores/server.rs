@@ -183,7 +183,9 @@ fn what_cannot_keep_leases_is_said_in_one_line() {
     list(&database.url()).assert_code(0);
     one_line(list(&guest), 2, "may not keep leases");
     // As the isolane before made them.
-    database.sql("ALTER TABLE isolane_leases.lease_head DROP COLUMN ahead; UPDATE isolane_leases.lease_head SET layout = 1");
+    database.sql(
+        "ALTER TABLE isolane_leases.lease_head DROP COLUMN ahead; UPDATE isolane_leases.lease_head SET layout = 1",
+    );
     list(&database.url()).assert_code(0);
     database.sql("UPDATE isolane_leases.lease_head SET layout = 99, ahead = 0 WHERE layout = 2");
     one_line(list(&database.url()), 2, "by a newer isolane (layout 99, and this one knows 2)");
