@@ -12,7 +12,7 @@ use crate::lab::{Database, Lab, Program, Server, alive_in};
 
 /// Within this time after a death nothing is left.
 const LIMIT: Duration = Duration::from_secs(5);
-/// What a stranger called like isolane's own.
+/// A file that a stranger called like isolane's own.
 const LOOK_ALIKE: &str = "isolane_000000000000_w0";
 /// Rows of others in the user's own schema, and which there are.
 const THEIRS: &str = "CREATE TABLE customers (id serial PRIMARY KEY, who text);
@@ -105,11 +105,9 @@ pub struct Scene<'a> {
 
 impl<'a> Scene<'a> {
     pub fn on(server: &'a Server) -> Self {
-        for made in ["DATABASE", "ROLE"] {
-            server.sql("postgres", &format!("CREATE {made} {LOOK_ALIKE}"));
-        }
         let database = server.database("CREATEDB CREATEROLE");
-        database.sql(&format!("CREATE SCHEMA {LOOK_ALIKE}; CREATE TABLE {LOOK_ALIKE}.theirs (id int); {THEIRS}"));
+        server.look_alikes(&database);
+        database.sql(THEIRS);
         let other = server.database("CREATEDB CREATEROLE");
         let lab = Lab::on(&other);
         let living = lab.sh("", ": >$SEEN/there; exec sleep 3600").start();

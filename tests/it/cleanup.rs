@@ -60,10 +60,7 @@ fn sessions_that_are_still_open_do_not_hold_a_lane() {
 fn things_with_names_like_ours_are_not_touched() {
     let server = Server::own();
     let database = server.database("CREATEDB CREATEROLE");
-    for made in ["DATABASE", "ROLE"] {
-        server.sql("postgres", &format!("CREATE {made} isolane_0123456789ab_w0"));
-    }
-    database.sql("CREATE SCHEMA isolane_0123456789ab_w0; CREATE TABLE isolane_0123456789ab_w0.mine (id int)");
+    server.look_alikes(&database);
     let before = server.snapshot();
     let lab = Lab::on(&database);
     let folder = lab.tmp().join("isolane-0123456789ab");

@@ -47,10 +47,7 @@ fn assert_swept(lab: &Lab) {
 fn a_killed_run_of_pytest_is_undone_whole_and_nothing_else() {
     let server = Server::own();
     let database = server.database("CREATEDB CREATEROLE");
-    for made in ["DATABASE", "ROLE"] {
-        server.sql("postgres", &format!("CREATE {made} isolane_0123456789ab_w0"));
-    }
-    database.sql("CREATE SCHEMA isolane_0123456789ab_w0; CREATE TABLE isolane_0123456789ab_w0.mine (id int)");
+    server.look_alikes(&database);
     let before = server.snapshot();
     for isolation in ["database", "schema"] {
         for blow in [Blow::Supervisor, Blow::ForegroundGroup] {

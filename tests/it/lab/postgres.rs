@@ -244,6 +244,15 @@ impl Server {
         lines
     }
 
+    /// Makes things of others that are called as isolane calls its own.
+    pub fn look_alikes(&self, database: &Database<'_>) {
+        const NAME: &str = "isolane_0123456789ab_w0";
+        for made in ["DATABASE", "ROLE"] {
+            self.sql("postgres", &format!("CREATE {made} {NAME}"));
+        }
+        database.sql(&format!("CREATE SCHEMA {NAME}; CREATE TABLE {NAME}.theirs (id int)"));
+    }
+
     /// What carries a run's tag in its name, in `database` and beside it.
     pub fn marked(&self, tag: &str, database: &str) -> Vec<String> {
         self.texts(

@@ -136,6 +136,19 @@ impl<'a> LeaseTransaction<'a> {
     }
 }
 
+/// What changes of items as they are used, a column each.
+fn standing(its: &[Item]) -> [String; 7] {
+    [
+        texts(its.iter().map(|it| Some(it.state.as_str()))),
+        plain(its.iter().map(|it| Some(it.held))),
+        plain(its.iter().map(|it| Some(number(it.fence)))),
+        plain(its.iter().map(|it| Some(number(it.used)))),
+        plain(its.iter().map(|it| Some(it.failures))),
+        plain(its.iter().map(|it| Some(it.is_soiled))),
+        plain(its.iter().map(|it| Some(it.is_leaving))),
+    ]
+}
+
 /// The rows of an answer in numbers.
 fn numbers(messages: &[SimpleQueryMessage]) -> impl Iterator<Item = Vec<i64>> {
     messages.iter().filter_map(|message| match message {
@@ -221,6 +234,7 @@ impl LeaseTransaction<'_> {
 
     fn write_new_items(&mut self, version: &[String], its: &[Item]) -> Result<(), StoreError> {
         let attributes: Vec<String> = its.iter().map(|it| json(&*it.attributes)).collect::<Result<_, _>>()?;
+        let [state, held, fence, used, failures, is_soiled, is_leaving] = standing(its);
         self.execute(
             "new_items",
             version,
@@ -229,13 +243,13 @@ impl LeaseTransaction<'_> {
                 texts(its.iter().map(|it| Some(&*it.pool))),
                 texts(its.iter().map(|it| Some(&*it.name))),
                 texts(attributes.iter().map(|it| Some(&**it))),
-                texts(its.iter().map(|it| Some(it.state.as_str()))),
-                plain(its.iter().map(|it| Some(it.held))),
-                plain(its.iter().map(|it| Some(number(it.fence)))),
-                plain(its.iter().map(|it| Some(number(it.used)))),
-                plain(its.iter().map(|it| Some(it.failures))),
-                plain(its.iter().map(|it| Some(it.is_soiled))),
-                plain(its.iter().map(|it| Some(it.is_leaving))),
+                state,
+                held,
+                fence,
+                used,
+                failures,
+                is_soiled,
+                is_leaving,
                 plain(its.iter().map(|it| Some(it.is_configured))),
                 texts(its.iter().map(|it| it.origin.as_deref())),
                 texts(its.iter().map(|it| it.note.as_deref())),
@@ -245,21 +259,9 @@ impl LeaseTransaction<'_> {
     }
 
     fn write_items(&mut self, version: &[String], its: &[Item]) {
-        self.execute(
-            "items",
-            version,
-            &[
-                plain(its.iter().map(|it| Some(it.key))),
-                texts(its.iter().map(|it| Some(it.state.as_str()))),
-                plain(its.iter().map(|it| Some(it.held))),
-                plain(its.iter().map(|it| Some(number(it.fence)))),
-                plain(its.iter().map(|it| Some(number(it.used)))),
-                plain(its.iter().map(|it| Some(it.failures))),
-                plain(its.iter().map(|it| Some(it.is_soiled))),
-                plain(its.iter().map(|it| Some(it.is_leaving))),
-                texts(its.iter().map(|it| it.note.as_deref())),
-            ],
-        );
+        let [state, held, fence, used, failures, is_soiled, is_leaving] = standing(its);
+        let (key, note) = (plain(its.iter().map(|it| Some(it.key))), texts(its.iter().map(|it| it.note.as_deref())));
+        self.execute("items", version, &[key, state, held, fence, used, failures, is_soiled, is_leaving, note]);
     }
 
     fn write_leases(&mut self, version: &[String], its: &[Lease]) -> Result<(), StoreError> {
