@@ -66,6 +66,8 @@ pub struct Model {
     pub ended: BTreeMap<u64, &'static str>,
     /// What became of those who waited.
     pub told: BTreeMap<u64, Answer>,
+    /// What those had asked for.
+    pub asked: BTreeMap<u64, Ask>,
     pub fence: u64,
     pub ticket: u64,
     pub used: u64,
@@ -148,7 +150,9 @@ impl Model {
     }
 
     fn leaves(&mut self, ticket: u64, answer: Answer) {
-        self.waiters.remove(&ticket);
+        if let Some(waiter) = self.waiters.remove(&ticket) {
+            self.asked.insert(ticket, waiter.ask);
+        }
         self.told.insert(ticket, answer);
     }
 
@@ -197,6 +201,19 @@ impl Model {
         for ticket in late {
             self.leaves(ticket, Answer::Refused("exhausted"));
         }
+    }
+
+    /// Whether this answer is as right: why a wait ended that another process has ended is not kept,
+    /// so its asker is told what is seen to be in its way now.
+    pub fn is_as_right(&self, ticket: u64, found: &Answer) -> bool {
+        let ended = Answer::Refused("lease-lost");
+        self.told.get(&ticket) == Some(&ended)
+            && self.asked.get(&ticket).is_some_and(|ask| {
+                let is_gone = |pool: &String| self.pools.get(pool).is_none_or(|its| its.is_leaving);
+                let why =
+                    if ask.wants.iter().any(|want| is_gone(&want.pool)) { "pool-unknown" } else { "unsatisfiable" };
+                *found == Answer::Refused(why) && (why == "pool-unknown" || self.never(ask))
+            })
     }
 
     /// What must be true when a transaction ends.

@@ -50,4 +50,5 @@ PREPARE isolane_waiters (bigint, bigint[], text[], bigint[], bigint[], text[], t
     SELECT ticket, ask::json, since, until, state, lease_id, owner, $1
     FROM unnest($2, $3, $4, $5, $6, $7, $8) AS it (ticket, ask, since, until, state, lease_id, owner)
     ON CONFLICT (ticket) DO UPDATE
-    SET state = excluded.state, lease_id = excluded.lease_id, owner = excluded.owner, version = excluded.version;
+    SET until = excluded.until, state = excluded.state, lease_id = excluded.lease_id, owner = excluded.owner,
+        version = excluded.version;
