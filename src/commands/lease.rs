@@ -143,9 +143,14 @@ pub fn pool(command: PoolCommand) -> anyhow::Result<i32> {
             Ok(0)
         }
         PoolCommand::Remove { pool, when_released, ledger } => {
-            let (client, _) = client(ledger)?;
+            let (client, settings) = client(ledger)?;
             let path = format!("/v1/pools/{}?when_released={when_released}", quoted(&pool));
             client.call("DELETE", &path, None)?.ok()?;
+            if settings.leases.is_none() && settings.pools.iter().any(|its| its.name == pool) {
+                say(&format!(
+                    "pool {pool} stands in isolane.toml and comes back with the next command; take it out there as well"
+                ));
+            }
             Ok(0)
         }
         PoolCommand::Retire { pool, items, ledger } => {

@@ -69,6 +69,9 @@ struct PoolOnBoard {
     pool: Pool,
     shelf: Shelf,
     names: HashMap<std::sync::Arc<str>, ItemKey>,
+    /// Items that the configuration names and that are gone for good all the same, by their names:
+    /// used up, or retired by hand.
+    spent: HashMap<std::sync::Arc<str>, Item>,
     /// How many wait for items of it.
     awaited: usize,
 }
@@ -85,6 +88,8 @@ struct Changes {
     pools: BTreeSet<String>,
     new_items: BTreeSet<ItemKey>,
     items: BTreeSet<ItemKey>,
+    /// Items that are gone, and that the configuration names no more.
+    forgotten: Vec<Item>,
     leases: BTreeMap<String, Lease>,
     waiters: BTreeMap<Ticket, Waiter>,
 }
@@ -262,7 +267,7 @@ impl Board {
         let item = |key: &ItemKey| self.items.get(key).cloned();
         let rows = Rows {
             pools: changes.pools.iter().filter_map(|name| Some(self.pools.get(name)?.pool.clone())).collect(),
-            new_items: changes.new_items.iter().filter_map(item).collect(),
+            new_items: changes.new_items.iter().filter_map(item).chain(changes.forgotten).collect(),
             items: changes.items.difference(&changes.new_items).filter_map(item).collect(),
             leases: changes.leases.into_values().collect(),
             waiters: changes.waiters.into_values().collect(),
@@ -273,8 +278,8 @@ impl Board {
         // What is gone is of no more use here.
         self.pools.retain(|_, it| !it.pool.is_removed);
         for key in changes.items.iter().chain(&changes.new_items) {
-            if self.items.get(key).is_some_and(|item| item.state == ItemState::Retired) {
-                self.forget_item(*key);
+            if let Some(item) = self.items.get(key).filter(|item| item.state == ItemState::Retired).cloned() {
+                self.put_item(item);
             }
         }
         rows
@@ -431,7 +436,8 @@ impl Board {
             }
         } else {
             let name = pool.name.clone();
-            let empty = PoolOnBoard { pool, shelf: Shelf::default(), names: HashMap::new(), awaited: 0 };
+            let (names, spent) = (HashMap::new(), HashMap::new());
+            let empty = PoolOnBoard { pool, shelf: Shelf::default(), names, spent, awaited: 0 };
             self.pools.insert(name, empty);
         }
     }
@@ -446,11 +452,23 @@ impl Board {
 
     fn put_item(&mut self, item: Item) {
         let key = item.key;
-        if item.state == ItemState::Retired {
+        let is_gone = item.state == ItemState::Retired;
+        if is_gone {
             self.forget_item(key);
-            return;
         }
         let Some(its) = self.pools.get_mut(&*item.pool) else { return };
+        if is_gone {
+            // What is there under its name counts, and of two that are gone the later one.
+            let is_last = its.spent.get(&item.name).is_none_or(|other| other.key <= key);
+            if !its.names.contains_key(&item.name) && is_last {
+                its.spent.remove(&item.name);
+                if item.is_configured {
+                    its.spent.insert(item.name.clone(), item);
+                }
+            }
+            return;
+        }
+        its.spent.remove(&item.name);
         its.names.insert(item.name.clone(), key);
         if self.items.get(&key).is_some_and(|known| known.attributes == item.attributes) {
             its.shelf.moved(&item, &its.pool.definition);

@@ -153,7 +153,8 @@ impl Transaction for LedgerTransaction<'_> {
     fn rows(&mut self, since: Option<u64>) -> Result<Rows, StoreError> {
         Ok(Rows {
             pools: self.all(POOL, since, "NOT removed", pool)?,
-            new_items: self.all(ITEM, since, "state <> 'retired'", item)?,
+            // What the configuration names and is gone all the same must not come again.
+            new_items: self.all(ITEM, since, "(state <> 'retired' OR configured)", item)?,
             items: Vec::new(),
             leases: self.all(LEASE, since, "state = 'held'", lease)?,
             waiters: self.all(WAITER, since, "state = 'waiting'", waiter)?,

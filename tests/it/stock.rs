@@ -200,3 +200,38 @@ fn a_retired_item_is_retired_by_its_command_and_three_failures_are_told() {
     assert_eq!(lab.column("SELECT removed FROM pool WHERE name = 'once'"), ["1"], "with its last item");
     assert_eq!(lines(&lab, "gone").len(), 4);
 }
+
+#[test]
+fn what_was_used_up_or_retired_by_hand_does_not_come_back_with_the_configuration() {
+    let lab = Lab::new();
+    let configure = |items: &str| {
+        lab.file(
+            "isolane.toml",
+            &format!("[pool.voucher]\nuse = \"consume\"\nitems = [{items}]\n[pool.acct]\nitems = [{items}]\n"),
+        );
+    };
+    let items = |pool: &str| {
+        lab.isolane("pool list").run().assert_code(0);
+        lab.column(&format!("SELECT name FROM item WHERE pool = '{pool}' AND state <> 'retired' ORDER BY name"))
+    };
+    configure("\"a\", \"b\", \"c\"");
+    lab.sh("--isolation none", "isolane lease acquire voucher --where id=a").run().assert_code(0);
+    lab.isolane("pool retire acct b").run().assert_code(0);
+    assert_eq!((items("voucher"), items("acct")), (texts(["b", "c"]), texts(["a", "c"])));
+    lab.isolane("lease acquire voucher --where id=a").run().assert_code(65);
+    // By hand it can be had again, and gone again.
+    lab.isolane("pool add acct b").run().assert_code(0);
+    assert_eq!(items("acct"), ["a", "b", "c"]);
+    lab.isolane("pool retire acct b").run().assert_code(0);
+    assert_eq!(items("acct"), ["a", "c"]);
+    // Who takes it out of the configuration and puts it in again means another.
+    configure("\"c\"");
+    assert_eq!((items("voucher"), items("acct")), (texts(["c"]), texts(["c"])));
+    configure("\"a\", \"b\", \"c\"");
+    assert_eq!((items("voucher"), items("acct")), (texts(["a", "b", "c"]), texts(["a", "b", "c"])));
+    lab.isolane("pool remove acct").run().assert_code(0).assert_says("pool acct stands in isolane.toml");
+}
+
+fn texts<const N: usize>(texts: [&str; N]) -> Vec<String> {
+    texts.map(str::to_owned).to_vec()
+}

@@ -1,6 +1,6 @@
 //! The rules of leases, as plainly as they can be written: everything is looked at every time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use isolane::lease::ask::{Ask, Holder};
@@ -64,6 +64,8 @@ pub struct Model {
     /// By ticket.
     pub waiters: BTreeMap<u64, Waiter>,
     pub ended: BTreeMap<u64, &'static str>,
+    /// What the configuration names and is gone all the same: pools and names.
+    pub spent: BTreeSet<(String, String)>,
     /// What became of those who waited.
     pub told: BTreeMap<u64, Answer>,
     /// What those had asked for.
@@ -228,7 +230,14 @@ impl Model {
                 self.leaves(ticket, Answer::Refused("unsatisfiable"));
             }
         }
-        self.items.retain(|_, item| item.state != ItemState::Retired);
+        let (gone, there): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut self.items).into_iter().partition(|(_, item)| item.state == ItemState::Retired);
+        self.items = there;
+        for item in gone.into_values().filter(|item| item.configured) {
+            if !self.items.values().any(|other| other.pool == item.pool && other.name == item.name) {
+                self.spent.insert((item.pool, item.name));
+            }
+        }
         let items = &self.items;
         self.pools.retain(|name, its| !its.is_leaving || items.values().any(|item| item.pool == *name));
     }
@@ -281,6 +290,18 @@ impl Model {
     /// Whether this ask would still wait when everybody who can go on has let go of everything.
     fn is_deadlock(&self, ask: &Ask) -> bool {
         if !self.leases.values().any(|lease| lease.holder.is_same_worker(&ask.holder)) {
+            return false;
+        }
+        // Who waits only for what its own worker has, for something else, goes on when that ends.
+        let mut then = self.clone();
+        let own = |it: &Lease| it.holder.is_same_worker(&ask.holder);
+        for lease in self.leases.values().filter(|it| own(it)) {
+            lease.items.iter().for_each(|key| then.items.get_mut(key).expect("an item").held -= 1);
+        }
+        for item in then.items.values_mut().filter(|item| Self::has_future(item)) {
+            (item.soiled, item.state) = (false, ItemState::Free);
+        }
+        if then.find(ask, &HashMap::new()).1 {
             return false;
         }
         let mut then = self.clone();
@@ -386,6 +407,12 @@ impl Model {
         items.into_iter().map(|it| self.put(pool, it, is_configured)).collect()
     }
 
+    /// Whether somebody has used up or retired what the configuration names so.
+    fn is_spent(&self, pool: &str, name: &str) -> bool {
+        let is_it = |it: &Item| it.pool == pool && it.name == name && it.configured && it.leaving;
+        self.spent.contains(&(pool.to_owned(), name.to_owned())) || self.items.values().any(is_it)
+    }
+
     fn put(&mut self, pool: &str, attributes: Attributes, is_configured: bool) -> i64 {
         let name = plain(&attributes["id"]);
         let known =
@@ -394,11 +421,12 @@ impl Model {
             item.attributes = attributes;
             item.leaving = false;
             item.configured |= is_configured;
-            if matches!(item.state, ItemState::Quarantined | ItemState::Retiring) {
+            if item.state == ItemState::Retiring || (item.state == ItemState::Quarantined && !is_configured) {
                 (item.state, item.failures) = (ItemState::Free, 0);
             }
             return item.key;
         }
+        self.spent.remove(&(pool.to_owned(), name.clone()));
         self.item += 1;
         let item = Item {
             key: self.item,
@@ -421,11 +449,20 @@ impl Model {
 
     pub fn configure(&mut self, pool: &str, definition: &Definition, items: Vec<Attributes>) {
         self.define(pool, definition);
-        let wanted = self.add(pool, items, true);
-        let gone = |it: &&mut Item| it.pool == pool && it.configured && !wanted.contains(&it.key);
-        for item in self.items.values_mut().filter(gone) {
-            leave(item, definition);
+        let names: Vec<String> = items.iter().map(|it| plain(&it["id"])).collect();
+        for attributes in items {
+            if !self.is_spent(pool, &plain(&attributes["id"])) {
+                self.add(pool, vec![attributes], true);
+            }
         }
+        let gone = |it: &&mut Item| it.pool == pool && it.configured && !names.contains(&it.name);
+        for item in self.items.values_mut().filter(gone) {
+            item.configured = false;
+            if !item.leaving {
+                leave(item, definition);
+            }
+        }
+        self.spent.retain(|(its, name)| its != pool || names.contains(name));
     }
 
     pub fn retire(&mut self, pool: &str, name: &str) -> Refused {
@@ -447,7 +484,9 @@ impl Model {
         definition.is_leaving = true;
         for item in &mut its {
             leave(item, definition);
+            item.configured = false;
         }
+        self.spent.retain(|(its, _)| its != pool);
         let waits = |it: &Waiter| it.ask.wants.iter().any(|want| want.pool == pool);
         let waiting: Vec<u64> = self.waiters.iter().filter(|(_, it)| waits(it)).map(|it| *it.0).collect();
         for ticket in waiting {

@@ -48,8 +48,24 @@ impl Scene {
         self.desk.ask(|session| session.board.held().len()).await.expect("kept")
     }
 
+    async fn release(&self, lease: &str) {
+        let lease = lease.to_owned();
+        let released = self.desk.ask(move |session| session.board.release(&lease, None)).await;
+        released.expect("kept").expect("released");
+    }
+
     async fn waiting(&self) -> usize {
         self.desk.ask(|session| session.board.waiting().count()).await.expect("kept")
+    }
+
+    /// Nothing is written before what comes back is dropped.
+    fn pause(&self) -> std::sync::mpsc::Sender<()> {
+        let (go, wait) = std::sync::mpsc::channel();
+        self.writer.tell(move |_| {
+            let _ = wait.recv();
+            Ok(())
+        });
+        go
     }
 
     /// The next transaction that writes anything is not kept.
@@ -109,12 +125,41 @@ async fn a_death_that_the_store_could_not_keep_is_kept_when_it_can() {
 }
 
 #[tokio::test]
+async fn who_waits_for_what_its_own_worker_has_waits_unless_that_is_for_the_same_test() {
+    let scene = Scene::new();
+    scene.add(vec![json!({"id": 1})]).await;
+    let of = |test: Option<&str>| Ask {
+        holder: Holder {
+            run: Some("r".to_owned()),
+            worker: Some("w0".to_owned()),
+            test: test.map(str::to_owned),
+            ..Holder::default()
+        },
+        ..ask(&json!({"pool": "acct", "wait": "60s"}))
+    };
+    for (has, wants) in [(None, None), (Some("a"), Some("b")), (None, Some("a")), (Some("a"), None)] {
+        let first = scene.desk.acquire(of(has)).await.expect("kept").expect("granted");
+        let mut second = pin!(scene.desk.acquire(of(wants)));
+        assert!(poll(second.as_mut()).is_pending());
+        assert_eq!(scene.waiting().await, 1, "{has:?} has it, {wants:?} waits");
+        scene.release(&first.lease.id).await;
+        let second = second.await.expect("kept").expect("granted");
+        scene.release(&second.lease.id).await;
+    }
+    let _first = scene.desk.acquire(of(Some("a"))).await.expect("kept").expect("granted");
+    let refused = scene.desk.acquire(of(Some("a"))).await.expect("kept").expect_err("it would wait for ever");
+    assert_eq!(refused.code(), "lease-deadlock");
+}
+
+#[tokio::test]
 async fn what_is_granted_to_one_who_has_just_left_goes_back() {
     let scene = Scene::new();
     scene.add(vec![json!({"id": 1})]).await;
     {
+        let pause = scene.pause();
         let mut asks = pin!(scene.desk.acquire(ask(&json!({"pool": "acct"}))));
         assert!(poll(asks.as_mut()).is_pending());
+        drop(pause);
         assert_eq!(scene.held().await, 1, "the answer has come");
     }
     assert_eq!(scene.held().await, 0, "nobody took it");
@@ -124,12 +169,7 @@ async fn what_is_granted_to_one_who_has_just_left_goes_back() {
         assert!(poll(waits.as_mut()).is_pending());
         assert_eq!(scene.waiting().await, 1);
         assert!(poll(waits.as_mut()).is_pending(), "it waits in line");
-        scene
-            .desk
-            .ask(move |session| session.board.release(&first.lease.id, None))
-            .await
-            .expect("kept")
-            .expect("released");
+        scene.release(&first.lease.id).await;
         assert_eq!((scene.waiting().await, scene.held().await), (0, 1));
     }
     assert_eq!(scene.held().await, 0, "nobody took it");

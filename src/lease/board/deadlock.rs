@@ -28,8 +28,16 @@ struct Line<'a> {
     leases: HashMap<Worker<'a>, Vec<&'a Lease>>,
     /// What they would get by one wait, and keep as long as they wait for something else as well.
     gained: HashMap<Worker<'a>, Vec<ItemKey>>,
-    /// The places of items that are held by those without hope.
+    places: Places,
+}
+
+/// How the places of items would be held some time.
+#[derive(Default)]
+struct Places {
+    /// How many are held by those without hope.
     held: HashMap<ItemKey, u32>,
+    /// The order of uses that would come until then.
+    used: HashMap<ItemKey, u64>,
 }
 
 impl Board {
@@ -37,7 +45,7 @@ impl Board {
     pub(super) fn deadlock_with(&self, ask: &Ask) -> Option<Refusal> {
         let worker = worker_of(&ask.holder)?;
         // Nobody waits for one who holds nothing.
-        if !self.leases.values().any(|lease| worker_of(&lease.holder) == Some(worker)) {
+        if !self.leases.values().any(|lease| worker_of(&lease.holder) == Some(worker)) || self.waits_for_itself(ask) {
             return None;
         }
         let mut line = self.line_with(ask);
@@ -49,7 +57,7 @@ impl Board {
                 if line.can_go_on[at] {
                     continue;
                 }
-                let (items, is_all) = self.find_in(line.asks[at], &line.held, &taken);
+                let (items, is_all) = self.find_in(line.asks[at], &line.places, &taken);
                 // What there is of it is kept for it, whoever comes later.
                 for item in &items {
                     *taken.entry(*item).or_default() += 1;
@@ -60,6 +68,10 @@ impl Board {
             }
             let is_over = granted.is_empty();
             for (at, items) in granted {
+                for item in &items {
+                    let next = self.head.used + 1 + line.places.used.len() as u64;
+                    line.places.used.insert(*item, next);
+                }
                 let is_lasting = self.is_lasting(line.asks[at], ask.wait);
                 line.goes_on(at, if is_lasting { items } else { Vec::new() });
             }
@@ -70,6 +82,19 @@ impl Board {
                 return Some(Refusal::Deadlock { cycle: self.cycle(&line) });
             }
         }
+    }
+
+    /// Whether all that an ask lacks is held by its own worker, and not for the same test: a worker
+    /// may do several things at once (threads, jobs of a shell), and each ends some time.
+    fn waits_for_itself(&self, ask: &Ask) -> bool {
+        let is_other_deed = |holder: &Holder| holder.test.is_none() || holder.test != ask.holder.test;
+        let mut places = Places::default();
+        for lease in self.leases.values() {
+            if worker_of(&lease.holder) != worker_of(&ask.holder) || !is_other_deed(&lease.holder) {
+                lease.items.iter().for_each(|its| *places.held.entry(its.item).or_default() += 1);
+            }
+        }
+        self.find_in(ask, &places, &HashMap::new()).1
     }
 
     /// Whether a lease for this ask would not end by time before somebody waits no more.
@@ -86,20 +111,21 @@ impl Board {
         }
         let patience = self.now.after(ask.wait);
         let mut leases: HashMap<Worker<'_>, Vec<&Lease>> = HashMap::new();
-        let mut held = HashMap::new();
+        let mut places = Places::default();
         for lease in self.leases.values() {
             let Some(worker) = worker_of(&lease.holder).filter(|worker| stuck.contains_key(worker)) else { continue };
             // One that is not renewed may end in time.
             if lease.is_kept || lease.expires_at > patience {
                 leases.entry(worker).or_default().push(lease);
-                lease.items.iter().for_each(|its| *held.entry(its.item).or_default() += 1);
+                lease.items.iter().for_each(|its| *places.held.entry(its.item).or_default() += 1);
             }
         }
-        Line { can_go_on: vec![false; asks.len()], asks, stuck, leases, gained: HashMap::new(), held }
+        Line { can_go_on: vec![false; asks.len()], asks, stuck, leases, gained: HashMap::new(), places }
     }
 
     /// What there is for an ask when those with hope have let go of everything.
-    fn find_in(&self, ask: &Ask, held: &HashMap<ItemKey, u32>, taken: &HashMap<ItemKey, u32>) -> (Vec<ItemKey>, bool) {
+    fn find_in(&self, ask: &Ask, there: &Places, taken: &HashMap<ItemKey, u32>) -> (Vec<ItemKey>, bool) {
+        let Places { held, used } = there;
         let (mut chosen, mut is_all) = (Vec::new(), true);
         for want in &ask.wants {
             let Some(its) = self.pools.get(&want.pool) else { continue };
@@ -108,7 +134,7 @@ impl Board {
             let mut open: Vec<(usize, u64, ItemKey)> = Vec::new();
             for item in self.like(want) {
                 if of(held, item.key) + of(taken, item.key) < places && !chosen.contains(&item.key) {
-                    open.push((0, item.used, item.key));
+                    open.push((0, used.get(&item.key).copied().unwrap_or(item.used), item.key));
                 }
             }
             is_all &= open.len() >= count || its.can_make();
@@ -146,7 +172,7 @@ impl Board {
         while !seen.contains(&at) {
             seen.push(at);
             let ask = line.asks[at];
-            let has = |want: &&Want| self.like(want).filter(|it| !line.held.contains_key(&it.key)).count();
+            let has = |want: &&Want| self.like(want).filter(|it| !line.places.held.contains_key(&it.key)).count();
             let is_short = |want: &&Want| has(want) < want.count as usize;
             let Some(want) = ask.wants.iter().find(is_short).or(ask.wants.first()) else { break };
             cycle.push((ask.holder.clone(), want.pool.clone()));
@@ -178,7 +204,7 @@ impl Line<'_> {
         *stuck -= 1;
         if *stuck > 0 {
             for item in &gained {
-                *self.held.entry(*item).or_default() += 1;
+                *self.places.held.entry(*item).or_default() += 1;
             }
             self.gained.entry(worker).or_default().extend(gained);
             return;
@@ -186,7 +212,7 @@ impl Line<'_> {
         let leases = self.leases.remove(&worker).into_iter().flatten();
         let items = leases.flat_map(|lease| &lease.items).map(|its| its.item);
         for item in items.chain(self.gained.remove(&worker).into_iter().flatten()) {
-            if let Some(held) = self.held.get_mut(&item) {
+            if let Some(held) = self.places.held.get_mut(&item) {
                 *held -= 1;
             }
         }

@@ -40,22 +40,37 @@ impl Board {
     }
 
     /// Makes a pool as the configuration has it: items that stood there before and do not any
-    /// more go, as soon as nobody holds them.
+    /// more go, as soon as nobody holds them. What was used up or retired by hand stays away.
     pub fn configure(&mut self, name: &str, definition: &Definition, items: Vec<Attributes>) {
         self.define(name, definition);
-        let mut wanted = BTreeSet::new();
+        let names = items.iter().map(|it| Item::of(name, it.clone(), definition).name.to_string()).collect();
         for attributes in items {
-            let item = self.put(name, attributes, false, |item| item.is_configured = true);
-            wanted.extend(item);
+            self.put(name, attributes, false, |item| item.is_configured = true);
         }
-        let gone: Vec<ItemKey> = self
-            .items_of(name)
-            .filter(|item| item.is_configured && !item.is_leaving && !wanted.contains(&item.key))
-            .map(|item| item.key)
-            .collect();
-        for key in gone {
-            self.retire_item(key);
+        self.unlist(name, &names);
+    }
+
+    /// Takes out of a pool what the configuration had and does not have any more: its items are
+    /// these.
+    fn unlist(&mut self, name: &str, names: &BTreeSet<String>) {
+        let listed = self.items_of(name).filter(|item| item.is_configured && !names.contains(&*item.name));
+        for key in listed.map(|item| item.key).collect::<Vec<_>>() {
+            self.change_item(key, |item, definition| {
+                item.is_configured = false;
+                if !item.is_leaving {
+                    item.leave(definition);
+                }
+            });
+            self.changes.new_items.insert(key);
         }
+        self.forget_spent(name, |name| !names.contains(name));
+    }
+
+    /// What is gone of these names may come again.
+    fn forget_spent(&mut self, pool: &str, is_it: impl Fn(&str) -> bool) {
+        let Some(its) = self.pools.get_mut(pool) else { return };
+        let forgotten = its.spent.extract_if(|name, _| is_it(name));
+        self.changes.forgotten.extend(forgotten.map(|(_, item)| Item { is_configured: false, ..item }));
     }
 
     /// Makes the items of a pool the rows of its table as they are now: what is as it was stays as
@@ -64,11 +79,6 @@ impl Board {
         let Some(its) = self.pools.get(name) else { return self.configure(name, definition, rows) };
         let names: BTreeSet<String> =
             rows.iter().map(|row| Item::of(name, row.clone(), definition).name.to_string()).collect();
-        let gone: Vec<ItemKey> = self
-            .items_of(name)
-            .filter(|item| item.is_configured && !item.is_leaving && !names.contains(&*item.name))
-            .map(|item| item.key)
-            .collect();
         let is_known = |row: &Attributes| {
             let key = its.names.get(&Item::of(name, row.clone(), definition).name);
             key.and_then(|key| self.items.get(key)).is_some_and(|item| *item.attributes == *row && !item.is_leaving)
@@ -77,9 +87,7 @@ impl Board {
         for attributes in changed {
             self.put(name, attributes, false, |item| item.is_configured = true);
         }
-        for key in gone {
-            self.retire_item(key);
-        }
+        self.unlist(name, &names);
     }
 
     /// Adds items to a pool, which is made where there is none. One that is there already gets
@@ -105,10 +113,21 @@ impl Board {
     ) -> Option<ItemKey> {
         let fresh = Item::of(pool, attributes, &self.pools.get(pool)?.pool.definition);
         let known = self.pools.get(pool)?.names.get(&fresh.name).and_then(|key| self.items.get(key));
+        // Who reads the configuration does not bring back what somebody has used up or retired.
+        let is_spent = |item: &Item| item.is_configured && item.is_leaving;
+        if !by_hand && (self.pools.get(pool)?.spent.contains_key(&fresh.name) || known.is_some_and(is_spent)) {
+            return None;
+        }
+        if let Some(gone) = known.filter(|item| item.state == ItemState::Retired).map(|item| item.key) {
+            self.change_item(gone, |item, _| item.is_configured = false);
+            self.changes.new_items.insert(gone);
+        }
+        let known = self.pools.get(pool)?.names.get(&fresh.name).and_then(|key| self.items.get(key));
         // One that is gone stays so; this one is called as it was.
-        let known = known.filter(|item| item.state != ItemState::Retired);
-        let mut item = if let Some(known) = known {
-            Item { attributes: fresh.attributes, ..known.clone() }
+        let known = known.filter(|item| item.state != ItemState::Retired).cloned();
+        let name = fresh.name.clone();
+        let mut item = if let Some(known) = known.clone() {
+            Item { attributes: fresh.attributes, ..known }
         } else {
             self.head.item += 1;
             Item { key: self.head.item, ..fresh }
@@ -127,7 +146,8 @@ impl Board {
             item.note = None;
         }
         let key = item.key;
-        if known != Some(&item) {
+        if known.as_ref() != Some(&item) {
+            self.forget_spent(pool, |other| *other == *name);
             self.put_item(item);
             self.changes.new_items.insert(key);
             self.is_moved = true;
@@ -165,7 +185,11 @@ impl Board {
         }
         for key in keys {
             self.retire_item(key);
+            // Whoever configures it again has all of it.
+            self.change_item(key, |item, _| item.is_configured = false);
+            self.changes.new_items.insert(key);
         }
+        self.forget_spent(pool, |_| true);
         // It goes with the last of its items; until then nobody gets anything of it.
         if let Some(its) = self.pools.get_mut(pool) {
             its.pool.definition.is_leaving = true;

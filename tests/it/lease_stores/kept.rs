@@ -160,7 +160,10 @@ fn what_was_changed_since_a_version_is_told_and_nothing_else(world: &World) {
     let mut changed = rows.new_items[1].clone();
     changed.state = ItemState::Free;
     changed.note = None;
-    let (ended, gone) = (lease("held", LeaseState::Released), waiter(1, WaiterState::Granted));
+    // It was asked for once more, for longer, and then granted.
+    let later = Timestamp(19_000_001);
+    let gone = Waiter { until: later, ..waiter(1, WaiterState::Granted) };
+    let ended = lease("held", LeaseState::Released);
     let second = Rows {
         items: vec![changed.clone()],
         leases: vec![ended.clone()],

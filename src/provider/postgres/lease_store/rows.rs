@@ -26,7 +26,7 @@ pub fn question(since: Option<u64>, owner: &str) -> String {
         }
         None => (
             "NOT removed".to_owned(),
-            "state <> 'retired'".to_owned(),
+            "(state <> 'retired' OR configured)".to_owned(),
             "state = 'held'".to_owned(),
             // Somebody in this process may still want to know that it was granted what it awaits.
             format!(
