@@ -18,6 +18,7 @@ use crate::lease::predicate::Attributes;
 use crate::lease::queue::Ticket;
 use crate::lease::refusal::Refusal;
 use crate::lease::store::{Head, Rows, Store, StoreError, Transaction};
+use crate::os::marked;
 use outside::{Guard, Spring};
 
 /// How many ends of leases are remembered for a listener that is slow.
@@ -46,6 +47,8 @@ pub type Reply = Result<Granted, Refusal>;
 /// How much longer than it is to wait somebody is kept who hears nothing, as when the store is
 /// away.
 const GRACE: Duration = Duration::from_secs(30);
+/// For how long a failure of the store counts as what is to be expected of it.
+const LATELY: Duration = Duration::from_secs(5);
 /// When a store that failed is asked again to keep what must be kept.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -69,6 +72,7 @@ pub struct Session<'a> {
     /// What there is.
     pub board: &'a mut Board,
     transaction: &'a mut dyn Transaction,
+    must_write: &'a mut bool,
 }
 
 impl std::fmt::Debug for Session<'_> {
@@ -124,6 +128,8 @@ struct Shared {
     guard: OnceLock<Guard>,
     /// Why a transaction was not kept, the last that was not.
     why: Mutex<Option<StoreError>>,
+    /// The same, whatever was kept since, and when that was.
+    trouble: Mutex<Option<(Instant, StoreError)>>,
 }
 
 #[derive(Default)]
@@ -183,6 +189,7 @@ impl Desk {
             spring: OnceLock::new(),
             guard: OnceLock::new(),
             why: Mutex::default(),
+            trouble: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -317,6 +324,23 @@ impl Desk {
         self.ask_blocking(move |session| end_all(session.board, LeaseState::Lost, &whose))
     }
 
+    /// Whether the store can be written, and did so lately: a little may find room where more does
+    /// not.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        let trouble = locked(&self.shared.trouble).clone();
+        if let Some((at, why)) = trouble
+            && at.elapsed() < LATELY
+        {
+            return Err(why);
+        }
+        self.ask(|session| *session.must_write = true).await
+    }
+
+    /// What this process is called in the store.
+    pub fn owner(&self) -> String {
+        self.shared.store.owner()
+    }
+
     /// Leases that end without their holders' doing, from now on.
     pub fn endings(&self) -> broadcast::Receiver<Arc<Lease>> {
         self.shared.ended.subscribe()
@@ -434,6 +458,7 @@ impl Desk {
     fn failed(&self, batch: Batch, kept: &Result<(), StoreError>) {
         let Shared { jobs, is_due, is_stale, alarm, .. } = &*self.shared;
         *locked(&self.shared.why) = kept.as_ref().err().cloned();
+        *locked(&self.shared.trouble) = kept.as_ref().err().map(|why| (Instant::now(), why.clone()));
         is_stale.store(true, Ordering::Release);
         let again = batch.told.into_iter().map(Job::Told);
         let mut unanswered = Vec::new();
@@ -496,13 +521,19 @@ impl Shared {
         }
         for other in board.others() {
             if !transaction.is_there(&other) {
+                if board.is_making(&other) {
+                    // Its generator may have outlived it, and nobody else gets what that works with.
+                    marked::kill_all(marked::STEP, &format!("{other}:"));
+                }
                 board.lost_process(&other);
             }
         }
         board.begin(transaction.now()?);
         batch.has_begun = true;
+        let mut must_write = false;
         for job in std::mem::take(&mut locked(&self.jobs).0) {
-            let mut session = Session { board: &mut board, transaction: &mut *transaction };
+            let (must_write, transaction) = (&mut must_write, &mut *transaction);
+            let mut session = Session { board: &mut board, transaction, must_write };
             match job {
                 Job::Asked(work) => batch.afters.push(work(&mut session)),
                 Job::Told(work) => {
@@ -523,7 +554,7 @@ impl Shared {
         batch.version = board.version();
         let now = board.now();
         batch.alarm = board.next_end().map(|at| Instant::now() + now.age(at));
-        if rows.is_empty() { Ok(()) } else { transaction.write(board.head(), &rows) }
+        if rows.is_empty() && !must_write { Ok(()) } else { transaction.write(board.head(), &rows) }
     }
 }
 

@@ -177,10 +177,13 @@ async fn healthz(State(service): State<Service>) -> Result<Json<Value>, Problem>
         _ => {
             let writer = service.writer.clone();
             let look = tokio::task::spawn_blocking(move || writer.commit(Durability::Process, token::touch));
-            let health = match look.await {
+            let mut health = match look.await {
                 Ok(written) => written.map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };
+            if health.is_ok() {
+                health = service.desk.check().await.map_err(|error| error.to_string());
+            }
             let now = (Instant::now(), health.clone());
             *service.health.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
             health

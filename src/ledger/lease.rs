@@ -1,6 +1,7 @@
 //! Pools and leases in the ledger: what [`crate::lease`] keeps there.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::types::Value as Sql;
@@ -33,17 +34,24 @@ pub struct LedgerStore {
     writer: Writer,
     /// The file, where others may write as well.
     path: std::path::PathBuf,
+    /// The file was removed, as far as somebody listens. What is written to it is lost with this
+    /// process, and others make a new one.
+    is_gone: Arc<AtomicBool>,
 }
 
 impl LedgerStore {
     /// The leases of the ledger at `path`, which `writer` writes.
     pub fn new(writer: Writer, path: &std::path::Path) -> Self {
-        Self { writer, path: path.to_owned() }
+        Self { writer, path: path.to_owned(), is_gone: Arc::default() }
     }
 }
 
 impl Store for LedgerStore {
     fn submit(&self, work: Work, after: After) {
+        if self.is_gone.load(Ordering::Acquire) {
+            let path = self.path.display();
+            return after(Err(StoreError(format!("the ledger {path} was removed while it was in use; start again"))));
+        }
         let change = move |db: &Connection| {
             db.execute_batch("SAVEPOINT leases")?;
             let done = work(&mut LedgerTransaction { db, fence: None, now: None });
@@ -70,8 +78,13 @@ impl Store for LedgerStore {
         let mut log = self.path.clone().into_os_string();
         log.push("-wal");
         let Ok(watched) = Watched::open(log.as_ref()) else { return };
+        let is_gone = Arc::clone(&self.is_gone);
         std::thread::spawn(move || {
-            while watched.wait() && changed() {
+            while watched.wait() {
+                is_gone.store(!watched.is_there(), Ordering::Release);
+                if is_gone.load(Ordering::Acquire) || !changed() {
+                    return;
+                }
                 std::thread::sleep(PAUSE);
             }
         });

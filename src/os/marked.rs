@@ -13,17 +13,31 @@ use super::process::{self, PidFd};
 /// takes its time.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What the environment of a pool's command says: the process in whose name it works, a colon, and
+/// for what.
+pub const STEP: &str = "ISOLANE_STEP";
+
 /// Kills every process whose environment says `name=value`, with all its descendants, and
 /// waits until they are gone. One that took the mark off and left its parents is missed.
 pub fn kill(name: &str, value: &str) {
     let mark = format!("{name}={value}").into_bytes();
+    kill_those(|variable| variable == mark);
+}
+
+/// The same for all whose value begins so.
+pub fn kill_all(name: &str, beginning: &str) {
+    let mark = format!("{name}={beginning}").into_bytes();
+    kill_those(|variable| variable.starts_with(&mark));
+}
+
+fn kill_those(is_mark: impl Fn(&[u8]) -> bool) {
     // One of them may have asked for this.
     let spared = process::with_ancestors(i32::try_from(std::process::id()).unwrap_or(0));
     let deadline = Instant::now() + PATIENCE;
     // New ones may have been started meanwhile, so each look is a fresh one.
     while Instant::now() < deadline {
         let marked: Vec<i32> =
-            process::all().into_iter().filter(|pid| carries(*pid, &mark) && !spared.contains(pid)).collect();
+            process::all().into_iter().filter(|pid| carries(*pid, &is_mark) && !spared.contains(pid)).collect();
         if marked.is_empty() {
             return;
         }
@@ -52,9 +66,8 @@ pub fn watchdogs() -> HashSet<String> {
 
 /// The environment as it was at the process's start (proc(5)); of others' processes and of
 /// the dead there is none to read.
-fn carries(pid: i32, mark: &[u8]) -> bool {
-    fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|variable| variable == mark))
+fn carries(pid: i32, is_mark: impl Fn(&[u8]) -> bool) -> bool {
+    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| environment.split(|byte| *byte == 0).any(is_mark))
 }
 
 #[cfg(test)]

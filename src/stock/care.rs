@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::Stock;
-use super::step::{End, MARK, Step};
+use super::step::{End, Step};
 use crate::lease::board::{BROKE_OFF, Board};
 use crate::lease::definition::Definition;
 use crate::lease::item::{Item, ItemKey, ItemState, MOST_FAILURES};
@@ -114,7 +114,7 @@ impl Stock {
         if let Some(lost) = &care.lost {
             // Its command may have outlived it, and two at once would be one too many.
             let mark = format!("{lost}:{}", care.item.key);
-            let _ = tokio::task::spawn_blocking(move || marked::kill(MARK, &mark)).await;
+            let _ = tokio::task::spawn_blocking(move || marked::kill(marked::STEP, &mark)).await;
         }
         let mut step = Step::of_item(line, &care.item.pool, &care.item.attributes);
         step.folder.clone_from(&care.definition.folder);

@@ -193,7 +193,7 @@ impl Stock {
             environment: self.environment().chain([("ISOLANE_POOL".to_owned(), demand.pool.clone())]).collect(),
             input: document.to_string(),
             limit: Duration::from_secs(generator.timeout),
-            mark: Uuid::now_v7().to_string(),
+            mark: format!("{}:{}", self.0.desk.owner(), Uuid::now_v7()),
             is_asked: true,
         };
         let end = tokio::select! {

@@ -16,8 +16,6 @@ use tokio::sync::Notify;
 use crate::lease::predicate::{Attributes, plain};
 use crate::os::{marked, process};
 
-/// The variable that says whose step a process is.
-pub const MARK: &str = "ISOLANE_STEP";
 /// The most that a command may answer.
 const LONGEST_ANSWER: usize = 1 << 20;
 /// How much is kept of what it says besides: enough for its last line.
@@ -40,7 +38,7 @@ pub struct Step {
     pub input: String,
     /// How long it may take.
     pub limit: Duration,
-    /// Whose it is, as [`MARK`] says.
+    /// Whose it is, as [`marked::STEP`] says.
     pub mark: String,
     /// Whether what it prints is an answer, and must not be longer than one may be.
     pub is_asked: bool,
@@ -79,7 +77,7 @@ impl Step {
     /// Runs it to its end, or until it is called off.
     pub async fn run(self, called_off: impl Future<Output = ()>) -> End {
         let mut command = process::command("sh");
-        command.args(["-c", &self.line]).current_dir(&self.folder).envs(self.environment).env(MARK, &self.mark);
+        command.args(["-c", &self.line]).current_dir(&self.folder).envs(self.environment).env(marked::STEP, &self.mark);
         let mut command = Command::from(command);
         // A group of its own: what ends a terminal's foreground group does not end it.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -114,7 +112,7 @@ impl Step {
             // All that it has forked as well, wherever that went.
             let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
             let mark = self.mark.clone();
-            let _ = tokio::task::spawn_blocking(move || marked::kill(MARK, &mark)).await;
+            let _ = tokio::task::spawn_blocking(move || marked::kill(marked::STEP, &mark)).await;
             let _ = child.wait().await;
         }
         process::spare_no_more(pid);

@@ -377,3 +377,27 @@ fn it_tells_of_itself_in_figures_and_of_runs_in_rows() {
     let run = service.ask(&service.admin, &format!("/v1/runs/{id}"), &[]).2;
     assert_eq!((&run["workers"][0]["worker_id"], &run["counts"]["tests"]), (&json!("w0"), &json!(0)), "{run}");
 }
+
+#[test]
+fn a_service_that_cannot_keep_anything_says_so() {
+    let lab = Lab::new();
+    let server = Server::own();
+    let database = server.database("");
+    let service = Service::start(&lab, &format!("--store {}", database.url()), ONE);
+    let health = |service: &Service<'_>| service.ask("", "/healthz", &[]).0;
+    assert_eq!(health(&service), 200);
+    server.stop();
+    wait_until("it says so", || health(&service) == 503);
+    server.start_again();
+    wait_until("it is well again", || health(&service) == 200);
+    drop(service);
+
+    let lab = Lab::new();
+    let service = Service::start(&lab, "", ONE);
+    assert_eq!(service.ask(&service.admin, "/v1/leases", &["-d", ASK]).0, 201);
+    std::fs::remove_dir_all(lab.path("service/.isolane")).expect("it is there");
+    wait_until("it says so", || health(&service) == 503);
+    let (status, _, problem) = service.ask(&service.admin, "/v1/leases", &["-d", ASK]);
+    let detail = problem["detail"].as_str().unwrap_or_default();
+    assert!(status == 503 && detail.contains("was removed while it was in use; start again"), "{problem}");
+}

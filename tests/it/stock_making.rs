@@ -3,10 +3,11 @@
 
 use std::fs;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::lab::program::{Outcome, wait_until};
-use crate::lab::{Lab, alive_in, no_rows};
+use crate::lab::{Lab, alive_in, is_alive, no_rows};
 
 /// Makes a folder for each item, with a number that none had before, and prints what it was given.
 const MAKER: &str = r#"import json, os, sys
@@ -213,7 +214,7 @@ fn a_run_that_is_killed_while_it_makes_something_frees_what_that_needed() {
     let running = lab.sh("", "isolane lease acquire thing").start();
     wait_until("the generator runs", || lab.path("began").exists());
     assert_eq!(lab.value("SELECT count(*) FROM lease WHERE state = 'held'"), "1");
-    running.signal(nix::sys::signal::Signal::SIGKILL);
+    running.signal(Signal::SIGKILL);
     wait_until("the generator is gone", || alive_in(lab.home()).iter().all(|it| !it.contains("sleep 600")));
     // The next who looks finds that who had it lives no more.
     rows(&lab, "lease acquire acct licence --wait 20s");
@@ -270,4 +271,24 @@ fn after_three_failures_the_pool_pauses_and_says_so() {
     pool_of(&lab, "echo '{\"id\": 1}'");
     rows(&lab, "lease acquire thing");
     assert_eq!(rows(&lab, "pool list")[0]["trouble"], Value::Null);
+}
+
+#[test]
+fn what_a_generator_was_given_is_free_only_when_the_generator_is_gone() {
+    let lab = Lab::new();
+    let generator = "echo $$ > pid.new; mv pid.new pid; exec sleep 600";
+    lab.file(
+        "isolane.toml",
+        &format!(
+            "[pool.acct]\nitems = [1]\n[pool.thing]\ngenerator = \"{generator}\"\nneeds = [\"acct\"]\ntimeout = \"600s\"\n"
+        ),
+    );
+    let asker = lab.isolane("lease acquire thing --wait 600s").start();
+    wait_until("it is being made", || lab.path("pid").exists());
+    let pid: u32 = lab.read("pid").trim().parse().expect("a pid");
+    asker.signal(Signal::SIGKILL);
+    asker.finish();
+    assert!(is_alive(pid), "nobody has looked yet");
+    lab.isolane("lease acquire acct").run().assert_code(0);
+    assert!(!is_alive(pid));
 }

@@ -75,6 +75,11 @@ impl Board {
         self.change_item(key, |item, definition| item.put_back(definition, None));
     }
 
+    /// Whether this process has leased what it wants to make something of.
+    pub fn is_making(&self, owner: &str) -> bool {
+        self.makers.iter().any(|(id, its)| its == owner && !self.kept_for.contains_key(id))
+    }
+
     /// Who asks for what a generator of this pool needs: the pool itself.
     pub fn maker(pool: &str) -> Holder {
         Holder { client: Some(format!("pool {pool}")), ..Holder::default() }
