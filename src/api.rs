@@ -136,7 +136,8 @@ pub async fn serve(listener: UnixListener, api: Arc<Api>) -> std::io::Result<()>
         .with_state(api)
         .merge(leases)
         .merge(runs::routes(ledger))
-        .merge(openapi::routes());
+        .merge(openapi::routes())
+        .method_not_allowed_fallback(|| async { Problem::of(StatusCode::METHOD_NOT_ALLOWED) });
     axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await
 }
 
@@ -292,7 +293,7 @@ async fn tests(
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "an event, or a list of events, of tests")]
 enum Batch {
     Many(Vec<Event>),
     One(Box<Event>),

@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::api::leases::{Counter, Introduce};
-use crate::api::problem::Problem;
+use crate::api::problem::{self, Problem};
 use crate::api::{holders, leases, openapi, pools, runs};
 use crate::catalogue::{self, Catalogue, Visitor};
 use crate::desk::Desk;
@@ -126,7 +126,7 @@ async fn attend_to(State(around): State<Arc<Around>>, request: Request, next: Ne
 /// Lets in who may come in, and says who it is. Nothing of a body is waited for before that.
 async fn admit(State(access): State<Arc<Access>>, mut request: Request, next: Next) -> Response {
     match access.admit(&mut request) {
-        Ok(()) => limits::bodies(request, next).await,
+        Ok(()) => problem::document(limits::bodies(request, next).await),
         Err(response) => {
             limits::linger(request);
             *response

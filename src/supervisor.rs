@@ -97,6 +97,13 @@ pub struct Outcome {
 /// Runs `command` under `settings`.
 pub fn run(settings: Settings, command: &[OsString], recognised: &Recognised) -> anyhow::Result<Outcome> {
     let began = Instant::now();
+    // Its leases would be others than those in the store, and one item be had by two.
+    if let Some(store) = settings.store.as_ref().filter(|_| settings.leases.is_none()) {
+        return Err(Stop::usage(format!(
+            "{} names a store of leases, which a run reaches through a service: `isolane serve --store …`, and its address in --leases; or unset it",
+            store.place
+        )));
+    }
     let program = resolve(&command[0], &settings)?;
     // Before any thread is there, because threads inherit what is blocked.
     let signals = Signals::listen()?;

@@ -40,7 +40,7 @@ pub fn fill_routes(stock: Stock) -> Router {
 }
 
 #[derive(Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "an object such as {\"count\": 2}")]
 struct FillRequest {
     count: u32,
     input: Map<String, Value>,

@@ -30,10 +30,37 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "malformed-request", detail.to_string())
     }
 
+    /// A refusal by who never looked at what was meant: the status says all.
+    pub fn of(status: StatusCode) -> Self {
+        let (code, detail) = match status {
+            StatusCode::METHOD_NOT_ALLOWED => {
+                ("method-not-allowed", "this path does not take this method; /openapi.json has those that it takes")
+            }
+            StatusCode::BAD_REQUEST => {
+                ("malformed-request", "the path or its query is not in valid UTF-8, or no query")
+            }
+            _ => ("refused", "the request cannot be answered"),
+        };
+        Self::new(status, code, detail)
+    }
+
     /// The request did not come to an end that is allowed.
     pub fn too_large(error: impl std::fmt::Display) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", format!("the request's body is too large: {error}"))
     }
+}
+
+/// An answer of the API: who refuses says why in a document, also where that was not ours.
+pub fn document(response: Response) -> Response {
+    let status = response.status();
+    if !status.is_client_error() || response.extensions().get::<Code>().is_some() {
+        return response;
+    }
+    let mut document = Problem::of(status).into_response();
+    if let Some(allowed) = response.headers().get(header::ALLOW) {
+        document.headers_mut().insert(header::ALLOW, allowed.clone());
+    }
+    document
 }
 
 /// The code of a problem, for those who see the answer and not its body.

@@ -169,7 +169,7 @@ fn add(args: AddArgs) -> anyhow::Result<i32> {
     for file in &args.from {
         items.extend(read_items(file).map_err(Stop::usage)?.into_iter().map(Value::Object));
     }
-    let mut body = Map::new();
+    let (mut body, count) = (Map::new(), items.len());
     body.insert("items".to_owned(), items.into());
     if let Some(n) = args.shared {
         body.insert("use".to_owned(), json!({"shared": n}));
@@ -182,7 +182,13 @@ fn add(args: AddArgs) -> anyhow::Result<i32> {
     }
     let (client, _) = client(args.ledger)?;
     let answer = client.call("POST", &format!("/v1/pools/{}/items", quoted(&args.pool)), Some(&body.into()))?.ok()?;
-    say(&format!("pool {}: {} added", args.pool, answer["added"]));
+    let changed = usize::try_from(answer["added"].as_u64().unwrap_or(0)).map_or(0, |added| count.saturating_sub(added));
+    let rest = if changed > 0 {
+        format!(", {changed} of the same name were there and are like this now")
+    } else {
+        String::new()
+    };
+    say(&format!("pool {}: {} added{rest}", args.pool, answer["added"]));
     Ok(0)
 }
 

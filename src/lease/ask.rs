@@ -94,7 +94,7 @@ pub struct Ask {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object such as {\"pool\": \"acct\", \"count\": 2}")]
 struct RawWant {
     pool: String,
     count: Option<u32>,
@@ -103,7 +103,7 @@ struct RawWant {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object such as {\"pool\": \"acct\"}")]
 struct Raw {
     pool: Option<String>,
     count: Option<u32>,
@@ -124,6 +124,9 @@ impl Ask {
     /// Reads `{"pool":"acct","count":1,"where":{"tier":"gold"},"ttl":"60s","wait":"30s","key":"…"}`
     /// or, for several pools, `{"want":[{"pool":…},{…}], …}`.
     pub fn from_json(body: &[u8]) -> Result<Self, String> {
+        if body.trim_ascii_start().starts_with(b"[") {
+            return Err("a request is an object such as {\"pool\": \"acct\"}, and no list".to_owned());
+        }
         let raw: Raw = serde_json::from_slice(body).map_err(|error| error.to_string())?;
         let raws = match (raw.pool, raw.want) {
             (Some(pool), None) => vec![RawWant { pool, count: raw.count, conditions: raw.conditions }],

@@ -1,5 +1,6 @@
 //! Pools in `isolane.toml`: `[pool.NAME]`, what their items are and what is done to them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use super::file::{check_keys, number, string, strings, sub_table};
 use super::inputs::Inputs;
 use crate::clock;
 use crate::lease::definition::{Definition, Generator, Guard, Input, Need, ResetAfter, Stock, Table as Rows, Usage};
-use crate::lease::item::attributes_of;
+use crate::lease::item::{Item, attributes_of};
 use crate::lease::predicate::{Attributes, Predicate, plain};
 
 /// How long one run of a generator may take unless its pool says otherwise, in seconds.
@@ -127,7 +128,14 @@ fn pool(name: &str, table: &Table, folder: &Path) -> Result<PoolSettings, String
         ..Definition::default()
     };
     let inputs = Inputs::of_generator(strings(table, "generator-input")?, folder.to_owned());
-    Ok(PoolSettings { name: name.to_owned(), definition, items: items(table, folder)?, inputs })
+    let items = items(table, folder)?;
+    let mut names = BTreeSet::new();
+    let twice =
+        items.iter().map(|it| Item::of(name, it.clone(), &definition).name).find(|it| !names.insert(it.clone()));
+    if let Some(twice) = twice {
+        return Err(format!("`items` has two that are called {twice}; each needs an `id` of its own"));
+    }
+    Ok(PoolSettings { name: name.to_owned(), definition, items, inputs })
 }
 
 fn usage(table: &Table) -> Result<Usage, String> {

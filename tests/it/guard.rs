@@ -47,7 +47,8 @@ def test_holder(isolane):
         assert mine.returncode == 0, mine.stderr
         open('held', 'w').close()
         until('refused')
-        for sql in (UPDATE, 'DELETE FROM test_users WHERE id = 1', 'TRUNCATE test_users', 'UPDATE test_users SET id = 9 WHERE id = 1'):
+        replica = 'SET session_replication_role = replica; '
+        for sql in (UPDATE, replica + UPDATE, 'DELETE FROM test_users WHERE id = 1', 'TRUNCATE test_users', 'UPDATE test_users SET id = 9 WHERE id = 1'):
             other = write(ADMIN, sql)
             assert other.returncode != 0 and 'test_users id=1 is leased by test_it.py::test_holder (gw' in other.stderr, (sql, other)
             assert lease.id in other.stderr

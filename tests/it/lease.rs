@@ -164,3 +164,17 @@ fn a_killed_isolane_leaves_no_lease() {
     acquire(&lab, "acct --count 2");
     drop(running);
 }
+
+#[test]
+fn two_items_of_one_name_are_said() {
+    let lab = Lab::new();
+    for items in ["[{tier='gold'}, {tier='gold'}]", "[1, '1']", "'items.csv'"] {
+        lab.file("items.csv", "id,tier\n1,gold\n1,silver\n");
+        lab.file("isolane.toml", &format!("[pool.acct]\nitems = {items}\n"));
+        lab.isolane("pool list").run().assert_code(2).assert_says("`pool.acct.items` has two that are called");
+    }
+    lab.file("isolane.toml", "");
+    lab.isolane("pool add acct id=2,tier=silver").run().assert_code(0).assert_says("pool acct: 1 added");
+    let again = lab.isolane("pool add acct id=2,tier=gold id=3").run().assert_code(0);
+    again.assert_says("pool acct: 1 added, 1 of the same name were there and are like this now");
+}

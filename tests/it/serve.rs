@@ -92,7 +92,7 @@ fn what_is_too_much_or_makes_no_sense_is_refused() {
         assert_eq!(problem["code"], "too-large", "{how:?}");
     }
     for (body, part) in
-        [("{\"pool\":", "EOF"), ("[]", "invalid"), ("{\"pool\":\"acct\",\"pol\":1}", "pol"), ("", "EOF")]
+        [("{\"pool\":", "EOF"), ("[]", "no list"), ("{\"pool\":\"acct\",\"pol\":1}", "pol"), ("", "EOF")]
     {
         let (status, _, problem) = service.ask(&service.admin, "/v1/leases", &["-d", body]);
         assert!(status == 400 && problem["code"] == "malformed-request", "{body}: {problem}");
@@ -400,4 +400,30 @@ fn a_service_that_cannot_keep_anything_says_so() {
     let (status, _, problem) = service.ask(&service.admin, "/v1/leases", &["-d", ASK]);
     let detail = problem["detail"].as_str().unwrap_or_default();
     assert!(status == 503 && detail.contains("was removed while it was in use; start again"), "{problem}");
+}
+
+#[test]
+fn who_refuses_says_why_in_a_document() {
+    let lab = Lab::new();
+    let service = Service::start(&lab, "", ONE);
+    for (path, args, status, code) in [
+        ("/v1/leases", &["-X", "PUT", "-d", "{}"] as &[_], 405, "method-not-allowed"),
+        ("/v1/leases/%ff", &[], 400, "malformed-request"),
+        ("/v1/leases", &["-d", r#"["acct"]"#], 400, "malformed-request"),
+        ("/v1/leases", &["-d", r#"{"want":["acct"]}"#], 400, "malformed-request"),
+        ("/v1/pools/acct/fill", &["-d", "7"], 400, "malformed-request"),
+    ] {
+        let (found, head, problem) = service.ask(&service.admin, path, args);
+        assert_eq!((found, problem["code"].as_str()), (status, Some(code)), "{path} {args:?}: {problem}");
+        assert!(head.contains("application/problem+json"), "{head}");
+        let detail = problem["detail"].as_str().unwrap_or_default();
+        assert!(!detail.is_empty() && !detail.contains("Raw") && !detail.contains("FillRequest"), "{problem}");
+    }
+}
+
+#[test]
+fn a_run_does_not_lease_beside_a_store() {
+    let lab = Lab::new();
+    let run = lab.sh("", "true").env("ISOLANE_STORE", "postgresql://ci:secret@localhost/leases").run();
+    run.assert_code(2).assert_says("the variable ISOLANE_STORE names a store of leases").assert_does_not_say("secret");
 }

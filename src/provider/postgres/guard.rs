@@ -3,7 +3,7 @@
 //!
 //! It stands in the schema of the run's log, so it goes with that: at the run's end, by the
 //! watchdog, the next run or a sweep. Who is not the holder is refused, whoever that is: a lane, the
-//! user at a shell, a superuser. A transaction that sees the database as it was before
+//! user at a shell, a superuser, replication; only who switches triggers off is not. A transaction that sees the database as it was before
 //! (`REPEATABLE READ`) sees its leases as they were, too.
 
 use std::sync::{Mutex, PoisonError};
@@ -47,7 +47,8 @@ pub fn install(client: &mut Client, schema: &str, tag: &Tag, tables: &[Table], h
         let its = [&*table.name, &*table.key, how].map(literal).join(", ");
         sql.push_str(&format!(
             "CREATE TRIGGER isolane_{tag}_guard AFTER UPDATE OR DELETE ON {on} FOR EACH ROW EXECUTE FUNCTION {schema}.guard({its});
-             CREATE TRIGGER isolane_{tag}_guard_all BEFORE TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION {schema}.guard({its});\n"
+             CREATE TRIGGER isolane_{tag}_guard_all BEFORE TRUNCATE ON {on} FOR EACH STATEMENT EXECUTE FUNCTION {schema}.guard({its});
+             ALTER TABLE {on} ENABLE ALWAYS TRIGGER isolane_{tag}_guard, ENABLE ALWAYS TRIGGER isolane_{tag}_guard_all;\n"
         ));
     }
     let done = client.batch_execute(&format!("BEGIN; SET LOCAL lock_timeout = '10s'; {sql} COMMIT;"));
