@@ -155,7 +155,7 @@ async fn add(State(counter): State<Counter>, Path(pool): Path<String>, body: Byt
         }
         item => AddRequest { items: vec![item], ..AddRequest::default() },
     };
-    if pool.is_empty() || pool.len() > 200 || pool.chars().any(char::is_control) {
+    if pool.trim().is_empty() || pool.len() > 200 || pool.chars().any(char::is_control) {
         return Err(Problem::malformed("a pool's name has 1 to 200 characters, and no control characters"));
     }
     let items: Vec<_> =

@@ -234,6 +234,10 @@ fn name_of(attributes: &Attributes) -> String {
 pub fn attributes_of(given: Value) -> Result<Attributes, String> {
     match given {
         Value::Object(attributes) if attributes.is_empty() => Err("an item without attributes is none".to_owned()),
+        Value::Object(attributes) if name_of(&attributes).trim().is_empty() => {
+            Err("an item's name, its `id` or its only attribute, must not be empty".to_owned())
+        }
+        Value::String(id) if id.trim().is_empty() => Err("an item's name must not be empty".to_owned()),
         Value::Object(attributes) => Ok(attributes),
         Value::Array(_) | Value::Null => Err("an item is an object such as {\"id\": 1}, a text or a number".to_owned()),
         id => Ok(std::iter::once(("id".to_owned(), id)).collect()),

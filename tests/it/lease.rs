@@ -166,7 +166,7 @@ fn a_killed_isolane_leaves_no_lease() {
 }
 
 #[test]
-fn two_items_of_one_name_are_said() {
+fn items_have_names_and_two_of_one_are_said() {
     let lab = Lab::new();
     for items in ["[{tier='gold'}, {tier='gold'}]", "[1, '1']", "'items.csv'"] {
         lab.file("items.csv", "id,tier\n1,gold\n1,silver\n");
@@ -174,6 +174,9 @@ fn two_items_of_one_name_are_said() {
         lab.isolane("pool list").run().assert_code(2).assert_says("`pool.acct.items` has two that are called");
     }
     lab.file("isolane.toml", "");
+    for (pool, item) in [("acct", ""), ("acct", "id="), ("acct", r#"{"id":" "}"#), (" ", "1")] {
+        lab.isolane("pool add").arg(pool).arg(item).run().assert_code(2);
+    }
     lab.isolane("pool add acct id=2,tier=silver").run().assert_code(0).assert_says("pool acct: 1 added");
     let again = lab.isolane("pool add acct id=2,tier=gold id=3").run().assert_code(0);
     again.assert_says("pool acct: 1 added, 1 of the same name were there and are like this now");
