@@ -377,3 +377,13 @@ fn it_tells_of_itself_in_figures_and_of_runs_in_rows() {
     let run = service.ask(&service.admin, &format!("/v1/runs/{id}"), &[]).2;
     assert_eq!((&run["workers"][0]["worker_id"], &run["counts"]["tests"]), (&json!("w0"), &json!(0)), "{run}");
 }
+
+#[test]
+fn the_process_list_shows_no_password_of_its_store() {
+    let lab = Lab::new();
+    let database = Server::shared().database("");
+    let service = Service::start(&lab, &format!("--store {}", database.url()), ONE);
+    let line = std::fs::read(format!("/proc/{}/cmdline", service.pid())).expect("its arguments");
+    let line = String::from_utf8_lossy(&line);
+    assert!(line.contains(&format!("{}:*", database.login)) && !line.contains(&database.password), "{line}");
+}
