@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::api::{leases, pools};
 use crate::desk::Desk;
-use crate::error::{ExitCode, Stop, one_line};
+use crate::error::{ExitCode, Stop, one_line, visible};
 use crate::lease::refusal;
 use crate::lease::store::Store;
 use crate::ledger::lease::LedgerStore;
@@ -161,7 +161,7 @@ impl Drop for Here {
     fn drop(&mut self) {
         if self.is_tended.get() {
             for line in self.stock.settle(stock::PATIENCE) {
-                let _ = writeln!(std::io::stderr().lock(), "isolane: {line}");
+                let _ = writeln!(std::io::stderr().lock(), "isolane: {}", visible(&line));
             }
         }
         // What was answered is written; this only leaves the file as a whole.

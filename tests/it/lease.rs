@@ -164,3 +164,24 @@ fn a_killed_isolane_leaves_no_lease() {
     acquire(&lab, "acct --count 2");
     drop(running);
 }
+
+#[test]
+fn control_characters_are_shown_and_not_sent_to_the_terminal() {
+    let lab = Lab::new();
+    let name = "a\u{1b}[31mred\u{7}\u{9b}2J\nnext";
+    let shown = "a\\u{1b}[31mred\\u{7}\\u{9b}2J";
+    let item = serde_json::json!({"id": name}).to_string();
+    lab.isolane("pool add acct").arg(item).run().assert_code(0);
+    let granted = lab.isolane("lease acquire acct").run().assert_code(0);
+    let refused = lab.isolane("lease acquire acct").run().assert_code(75);
+    assert_eq!(refused.err().lines().count(), 1, "{}", refused.all());
+    let listed = ["pool list acct", "lease list", "leases"].map(|args| lab.isolane(args).run().assert_code(0));
+    assert!(granted.out().contains(&format!("{shown}\\nnext")), "{}", granted.all());
+    for outcome in listed.iter().chain([&granted, &refused]) {
+        let text = outcome.out() + &outcome.err();
+        assert!(text.contains(shown), "{}", outcome.all());
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{}", outcome.all());
+    }
+    assert_eq!(json(&lab.isolane("lease list --format json").run().out())[0]["item"], name);
+    assert!(lab.isolane("lease list --format csv").run().out().contains(name), "csv stays as it is");
+}
