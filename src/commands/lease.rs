@@ -37,7 +37,7 @@ pub fn lease(command: LeaseCommand) -> anyhow::Result<i32> {
         }
         LeaseCommand::Revoke(args) => revoke(args),
         LeaseCommand::List { waiting, ledger, format } => {
-            let (client, _) = client(ledger)?;
+            let client = client_to_look(ledger)?;
             let path = if waiting { "/v1/waiters" } else { "/v1/leases" };
             let found = client.call("GET", path, None)?.ok()?;
             print(&found, format.format, if waiting { "nobody waits for a lease" } else { "no lease is held" })
@@ -47,7 +47,7 @@ pub fn lease(command: LeaseCommand) -> anyhow::Result<i32> {
 
 /// `isolane leases`: each lease that is held, with those who wait for it.
 pub fn leases(ledger: LeasesArgs, format: Format) -> anyhow::Result<i32> {
-    let (client, _) = client(ledger)?;
+    let client = client_to_look(ledger)?;
     let mut held = client.call("GET", "/v1/leases", None)?.ok()?;
     let waiters = client.call("GET", "/v1/waiters", None)?.ok()?;
     for lease in held.as_array_mut().into_iter().flatten() {
@@ -129,7 +129,7 @@ pub fn pool(command: PoolCommand) -> anyhow::Result<i32> {
     match command {
         PoolCommand::Add(args) => add(args),
         PoolCommand::List { pool, ledger, format } => {
-            let (client, _) = client(ledger)?;
+            let client = client_to_look(ledger)?;
             let path = pool.map_or_else(|| "/v1/pools".to_owned(), |pool| format!("/v1/pools/{}/items", quoted(&pool)));
             let found = client.call("GET", &path, None)?.ok()?;
             print(&found, format.format, "there is none yet; `isolane pool add NAME ITEM…` makes one")
@@ -186,6 +186,15 @@ fn client(ledger: LeasesArgs) -> anyhow::Result<(Client, Settings)> {
     let (choices, config) = ledger.choices();
     let settings = settings(&choices, config.as_deref())?;
     Ok((Client::new(&settings)?, settings))
+}
+
+/// Where questions go that change nothing. Pools of the configuration are there to be looked at
+/// before anything was done with them, in the ledger that would be made for that.
+fn client_to_look(ledger: LeasesArgs) -> anyhow::Result<Client> {
+    let (choices, config) = ledger.choices();
+    let settings = settings(&choices, config.as_deref())?;
+    let is_configured = choices.ledger.is_none() && !settings.pools.is_empty();
+    if is_configured { Client::new(&settings) } else { Client::to_look(&settings) }
 }
 
 /// What is known of this place.
