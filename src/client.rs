@@ -161,7 +161,7 @@ impl Here {
 impl There {
     fn call(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
         let body = body.map(Value::to_string).unwrap_or_default();
-        let asking = self.remote.call(method.parse()?, path, body.into());
+        let asking = self.remote.ask(method.parse()?, path, body.into());
         let reply = self.runtime.block_on(asking).map_err(|away| Stop::with(ExitCode::Unavailable, away))?;
         Ok(Answer { status: reply.status, body: reply.json() })
     }
