@@ -386,6 +386,10 @@ fn the_process_list_shows_no_password_of_its_store() {
     let line = std::fs::read(format!("/proc/{}/cmdline", service.pid())).expect("its arguments");
     let line = String::from_utf8_lossy(&line);
     assert!(line.contains(&format!("{}:*", database.login)) && !line.contains(&database.password), "{line}");
+    service.signal(Signal::SIGTERM);
+    let (_, said) = service.finish();
+    let store = format!("127.0.0.1:{}/{}", Server::shared().port(), database.name);
+    assert!(said.contains(&store) && said.contains("ledger.db") && !said.contains(&database.password), "{said}");
 }
 
 /// The address of a web server that says the same to everybody.
