@@ -185,3 +185,23 @@ fn control_characters_are_shown_and_not_sent_to_the_terminal() {
     assert_eq!(json(&lab.isolane("lease list --format json").run().out())[0]["item"], name);
     assert!(lab.isolane("lease list --format csv").run().out().contains(name), "csv stays as it is");
 }
+
+#[test]
+fn what_the_configuration_says_of_a_pool_is_changed_there() {
+    let lab = Lab::new();
+    lab.isolane("pool add hand a").run().assert_code(0);
+    lab.isolane("pool add hand b --consume --ttl 2s").run().assert_code(0);
+    lab.isolane("pool list").run().assert_code(0).assert_shows("consume");
+    lab.file("isolane.toml", CONFIGURED);
+    for option in ["--consume", "--shared 3", "--ttl 1s"] {
+        let add = format!("isolane pool add acct q {option}");
+        for refused in [lab.program("sh").arg_all(["-c", &add]).run(), lab.sh("--quiet", &add).run()] {
+            let refused = refused.assert_code(2).assert_says("pool acct is defined in isolane.toml");
+            assert_eq!(refused.err().lines().count(), 1, "{}", refused.all());
+        }
+    }
+    lab.isolane("pool list acct").run().assert_code(0).assert_does_not_say("q");
+    assert_eq!(lab.column("SELECT name FROM item WHERE pool = 'acct'"), ["1", "2"]);
+    lab.isolane("pool add acct q").run().assert_code(0).assert_says("1 added");
+    lab.isolane("pool add hand c --shared 2").run().assert_code(0);
+}
