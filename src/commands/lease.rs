@@ -78,7 +78,12 @@ fn acquire(args: AcquireArgs) -> anyhow::Result<i32> {
         holder: holder(&client, &settings),
     };
     let lease = client.call("POST", "/v1/leases", Some(&ask.to_json()))?.ok()?;
-    print_lease(&lease, args.format.format)
+    let printed = print_lease(&lease, args.format.format);
+    // Nobody knows of it who could give it back. With a key, who asks again is told.
+    if let (Err(_), None, Some(id)) = (&printed, &ask.key, lease["id"].as_str()) {
+        let _ = client.call("DELETE", &format!("/v1/leases/{}", quoted(id)), None);
+    }
+    printed
 }
 
 /// Who asks, as far as this process knows.

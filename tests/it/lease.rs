@@ -205,3 +205,20 @@ fn what_the_configuration_says_of_a_pool_is_changed_there() {
     lab.isolane("pool add acct q").run().assert_code(0).assert_says("1 added");
     lab.isolane("pool add hand c --shared 2").run().assert_code(0);
 }
+
+#[test]
+fn a_lease_that_its_asker_is_not_told_of_is_given_back() {
+    let lab = Lab::new();
+    lab.file("isolane.toml", CONFIGURED);
+    let acquire = "isolane lease acquire acct --ttl 1h > /dev/full";
+    for program in [lab.program("sh").arg_all(["-c", acquire]), lab.sh("--quiet", acquire)] {
+        let outcome = program.run().assert_code(125);
+        assert_eq!(outcome.said().len(), 1, "{}", outcome.all());
+        assert!(outcome.err().contains("No space left"), "{}", outcome.all());
+        assert_eq!(lab.ledger("SELECT * FROM leases WHERE state = 'held'"), no_rows());
+    }
+    assert_eq!(lab.column("SELECT state FROM leases"), ["released", "released"]);
+    // Who gave it a key asks again with that.
+    lab.program("sh").arg_all(["-c", &format!("{acquire} --key k")]).run().assert_code(125);
+    assert_eq!(lab.column("SELECT state FROM leases WHERE state = 'held'").len(), 1);
+}
