@@ -135,9 +135,14 @@ pub fn pool(command: PoolCommand) -> anyhow::Result<i32> {
         PoolCommand::Add(args) => add(args),
         PoolCommand::List { pool, ledger, format } => {
             let client = client_to_look(ledger)?;
-            let path = pool.map_or_else(|| "/v1/pools".to_owned(), |pool| format!("/v1/pools/{}/items", quoted(&pool)));
-            let found = client.call("GET", &path, None)?.ok()?;
-            print(&found, format.format, "there is none yet; `isolane pool add NAME ITEM…` makes one")
+            let Some(pool) = pool else {
+                let found = client.call("GET", "/v1/pools", None)?.ok()?;
+                return print(&found, format.format, "there is none yet; `isolane pool add NAME ITEM…` makes one");
+            };
+            let found = client.call("GET", &format!("/v1/pools/{}/items", quoted(&pool)), None)?.ok()?;
+            let is_empty = found.as_array().is_some_and(Vec::is_empty);
+            let nothing = if is_empty { how_to_fill(&client, &pool)? } else { String::new() };
+            print(&found, format.format, &nothing)
         }
         PoolCommand::Fill { pool, count, input, ledger } => {
             let (client, _) = client(ledger)?;
@@ -161,6 +166,18 @@ pub fn pool(command: PoolCommand) -> anyhow::Result<i32> {
             Ok(0)
         }
     }
+}
+
+/// What is said of a pool without items.
+fn how_to_fill(client: &Client, pool: &str) -> anyhow::Result<String> {
+    let pools = client.call("GET", "/v1/pools", None)?.ok()?;
+    let its = pools.as_array().into_iter().flatten().find(|it| it["pool"] == pool);
+    let how = match its.and_then(|it| it["source"].as_str()) {
+        Some("generator") => format!("`isolane pool fill {pool}` makes one"),
+        Some("table") => "they are the rows of its table".to_owned(),
+        _ => format!("`isolane pool add {pool} ITEM…` adds one"),
+    };
+    Ok(format!("pool {pool} has no item yet; {how}"))
 }
 
 fn add(args: AddArgs) -> anyhow::Result<i32> {
