@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use anyhow::Context;
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::api::{leases, pools};
 use crate::desk::Desk;
-use crate::error::{ExitCode, Stop, one_line};
+use crate::error::{ExitCode, Stop, one_line, visible};
 use crate::lease::refusal;
 use crate::lease::store::Store;
 use crate::ledger::lease::LedgerStore;
@@ -80,6 +80,15 @@ impl Client {
     /// The store that a flag names, or else the run that this process is in, or else the service, the
     /// store or the ledger of these settings, with the pools of the configuration.
     pub fn new(settings: &Settings) -> anyhow::Result<Self> {
+        Self::through(settings, |_| Ok(()))
+    }
+
+    /// The same for who only looks: a ledger that is not there is not made.
+    pub fn to_look(settings: &Settings) -> anyhow::Result<Self> {
+        Self::through(settings, |ledger| ledger::require(ledger).map_err(|error| Stop::usage(one_line(&error))))
+    }
+
+    fn through(settings: &Settings, check_ledger: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<Self> {
         let store = settings.store.as_ref();
         let socket = settings.variables.get("ISOLANE_SOCKET").filter(|path| !path.is_empty());
         if let Some(socket) = socket
@@ -96,6 +105,7 @@ impl Client {
             return Self::here(open_store(url, place, &settings.variables, &settings.cwd)?, None, settings);
         }
         let path = &settings.ledger;
+        check_ledger(path)?;
         let cannot = |error: &anyhow::Error| {
             Stop::usage(format!("cannot use the ledger {}: {}", path.display(), one_line(error)))
         };
@@ -151,7 +161,7 @@ impl Here {
 impl There {
     fn call(&self, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
         let body = body.map(Value::to_string).unwrap_or_default();
-        let asking = self.remote.call(method.parse()?, path, body.into());
+        let asking = self.remote.ask(method.parse()?, path, body.into());
         let reply = self.runtime.block_on(asking).map_err(|away| Stop::with(ExitCode::Unavailable, away))?;
         Ok(Answer { status: reply.status, body: reply.json() })
     }
@@ -161,7 +171,7 @@ impl Drop for Here {
     fn drop(&mut self) {
         if self.is_tended.get() {
             for line in self.stock.settle(stock::PATIENCE) {
-                let _ = writeln!(std::io::stderr().lock(), "isolane: {line}");
+                let _ = writeln!(std::io::stderr().lock(), "isolane: {}", visible(&line));
             }
         }
         // What was answered is written; this only leaves the file as a whole.
@@ -172,7 +182,7 @@ impl Drop for Here {
     }
 }
 
-fn over_socket(socket: &std::path::Path, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
+fn over_socket(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> anyhow::Result<Answer> {
     let away = |error: std::io::Error| Stop::with(ExitCode::Unavailable, format!("the run does not answer: {error}"));
     let mut stream = UnixStream::connect(socket).map_err(away)?;
     let body = body.map(Value::to_string).unwrap_or_default();

@@ -4,7 +4,7 @@
 
 mod outside;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -124,6 +124,8 @@ struct Shared {
     is_used: AtomicBool,
     /// What reads items again where they come from somewhere else.
     spring: OnceLock<Spring>,
+    /// The pools that the configuration of this process defines.
+    configured: OnceLock<BTreeSet<String>>,
     /// Who is told of a lease before its holder is.
     guard: OnceLock<Guard>,
     /// Why a transaction was not kept, the last that was not.
@@ -187,11 +189,23 @@ impl Desk {
             is_listening: AtomicBool::new(false),
             is_used: AtomicBool::new(false),
             spring: OnceLock::new(),
+            configured: OnceLock::new(),
             guard: OnceLock::new(),
             why: Mutex::default(),
             trouble: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Says which pools the configuration of this process defines: what it says of them counts.
+    pub fn configured_by(&self, names: BTreeSet<String>) {
+        // One process has one configuration.
+        let _ = self.shared.configured.set(names);
+    }
+
+    /// Whether the configuration of this process defines this pool.
+    pub fn is_configured(&self, pool: &str) -> bool {
+        self.shared.configured.get().is_some_and(|names| names.contains(pool))
     }
 
     /// Does `work` in a transaction. Its value comes back when that is kept.

@@ -75,3 +75,30 @@ pub fn exit_code(error: &anyhow::Error) -> i32 {
 pub fn one_line(error: &anyhow::Error) -> String {
     format!("{error:#}").split('\n').map(str::trim).filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" ")
 }
+
+/// `text` as it is shown to a person: what would move the cursor, break the line or colour the
+/// rest of a terminal is spelled out, such as `\u{1b}`. Names are anybody's to choose.
+pub fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\t' {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_spelled_out() {
+        assert_eq!(
+            visible("a\u{1b}[2J\r\nb\u{7}\u{9b}\u{7f}\tc\\ \"é\""),
+            "a\\u{1b}[2J\\r\\nb\\u{7}\\u{9b}\\u{7f}\tc\\ \"é\""
+        );
+    }
+}

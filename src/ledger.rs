@@ -156,13 +156,19 @@ fn drop_views(db: &Connection) -> anyhow::Result<()> {
     Ok(names.iter().try_for_each(|name| db.execute_batch(&format!("DROP VIEW {name}")))?)
 }
 
-/// Opens a ledger that exists, and cannot write into it.
-fn open_read_only(path: &Path) -> anyhow::Result<Connection> {
+/// Fails where there is no ledger, for those who only look into one and make none.
+pub fn require(path: &Path) -> anyhow::Result<()> {
     ensure!(
         path.exists(),
         "there is no ledger at {}; `isolane run` makes one, and --ledger names another",
         path.display()
     );
+    Ok(())
+}
+
+/// Opens a ledger that exists, and cannot write into it.
+fn open_read_only(path: &Path) -> anyhow::Result<Connection> {
+    require(path)?;
     let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     db.busy_timeout(BUSY)?;
     Ok(db)

@@ -4,10 +4,14 @@ use std::process::exit;
 
 use isolane::cli::{Cli, Command, TemplateCommand};
 use isolane::error::{exit_code, one_line};
+use isolane::os::arguments;
 use isolane::{commands, report};
 
 fn main() {
-    let done = match Cli::read().command {
+    let command = Cli::read().command;
+    // From here on, nothing reads the arguments from where others see them.
+    arguments::hide_passwords();
+    let done = match command {
         Command::Run(args) => commands::run(*args),
         Command::Runs { ledger, format } => commands::runs(ledger, format.format),
         Command::Query { sql, ledger, format } => commands::query(&sql, ledger, format.format),

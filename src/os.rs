@@ -1,5 +1,6 @@
 //! The operating system (Linux): processes, signals, locks, ports.
 
+pub mod arguments;
 pub mod boot;
 pub mod lock;
 pub mod marked;

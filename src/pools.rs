@@ -30,6 +30,7 @@ pub async fn configure(desk: &Desk, settings: &Settings) -> anyhow::Result<()> {
             generator.fingerprint = recipe::of_command(&[&generator.run, &inputs, &needs], &pool.inputs)?;
         }
     }
+    desk.configured_by(pools.iter().map(|pool| pool.name.clone()).collect());
     let tables = Tables::of(&pools, settings)?;
     if let Some(tables) = tables {
         let read = {

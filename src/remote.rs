@@ -31,10 +31,31 @@ const LAST_TRIES: Duration = Duration::from_secs(5);
 
 /// The service does not answer, or not as it should.
 #[derive(Debug, thiserror::Error)]
-#[error("the leases at {url} are away: {why}")]
-pub struct Away {
-    url: String,
-    why: String,
+pub enum Away {
+    /// Nobody answers, or somebody who cannot just now.
+    #[error("the leases at {url} are away: {why}")]
+    Silent {
+        /// Where.
+        url: String,
+        /// What came instead of an answer.
+        why: String,
+    },
+    /// What answers is something else.
+    #[error("what answers at {url} is no `isolane serve` (status {status}): --leases takes the address that one says")]
+    Stranger {
+        /// Where.
+        url: String,
+        /// The status of its answer.
+        status: u16,
+    },
+    /// The service answers, and does not do it for who asks.
+    #[error("the service of leases at {url} refuses: {why}")]
+    Refuses {
+        /// Where.
+        url: String,
+        /// What it says.
+        why: String,
+    },
 }
 
 /// An answer.
@@ -54,11 +75,32 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    /// The document of a success; or what a refusal says.
-    fn ok(self) -> Result<Value, String> {
+    /// The document of a success; or what a refusal of the service at `url` says.
+    fn ok(self, url: &str) -> Result<Value, Away> {
         let body = self.json();
-        let said = || body["detail"].as_str().map_or_else(|| format!("status {}", self.status), str::to_owned);
-        if self.status < 300 { Ok(body) } else { Err(said()) }
+        if self.status < 300 {
+            return Ok(body);
+        }
+        let why = body["detail"].as_str().map_or_else(|| format!("status {}", self.status), str::to_owned);
+        let url = url.to_owned();
+        Err(if self.status == 503 { Away::Silent { url, why } } else { Away::Refuses { url, why } })
+    }
+
+    /// The answer, unless it is of something else than a service of leases.
+    fn of_service(self, url: &str) -> Result<Self, Away> {
+        let kind = self.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        let is_its = match self.status {
+            204 => true,
+            ..300 => kind.starts_with("application/json"),
+            _ => kind.starts_with("application/problem+json"),
+        };
+        let (url, status) = (url.to_owned(), self.status);
+        match status {
+            _ if is_its => Ok(self),
+            // Something before it says so for it.
+            502..=504 => Err(Away::Silent { url, why: format!("status {status}") }),
+            _ => Err(Away::Stranger { url, status }),
+        }
     }
 }
 
@@ -75,7 +117,7 @@ impl Remote {
     /// The way to this service. Certificates are believed that the system believes, or those in
     /// the file that `SSL_CERT_FILE` names.
     pub fn new(server: LeaseServer) -> Result<Self, Away> {
-        let away = |why: String| Away { url: server.url.clone(), why };
+        let away = |why: String| Away::Silent { url: server.url.clone(), why };
         let mut http = HttpConnector::new();
         http.enforce_http(false);
         http.set_nodelay(true);
@@ -108,7 +150,7 @@ impl Remote {
 
     /// Asks, for as long as it takes; whoever stops waiting has not asked.
     pub async fn call(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, Away> {
-        let away = |why: String| Away { url: self.server.url.clone(), why };
+        let away = |why: String| Away::Silent { url: self.server.url.clone(), why };
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.server.url))
@@ -126,6 +168,11 @@ impl Remote {
         Ok(Reply { status: parts.status.as_u16(), headers: parts.headers, body })
     }
 
+    /// The same for who wants to be sure that it is a service of leases that answers.
+    pub async fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Reply, Away> {
+        self.call(method, path, body).await?.of_service(self.url())
+    }
+
     /// Tells it something that takes no time.
     async fn tell(&self, path: &str, body: &Value) -> Result<Value, Away> {
         self.soon(Method::POST, path, body.to_string().into()).await
@@ -133,11 +180,11 @@ impl Remote {
 
     /// Asks what is answered at once.
     async fn soon(&self, method: Method, path: &str, body: Bytes) -> Result<Value, Away> {
-        let away = |why: String| Away { url: self.server.url.clone(), why };
-        let asking = self.call(method, path, body);
+        let away = |why: String| Away::Silent { url: self.server.url.clone(), why };
+        let asking = self.ask(method, path, body);
         let answer = tokio::time::timeout(PATIENCE, asking).await;
         let reply = answer.map_err(|_| away(format!("no answer for {} s", PATIENCE.as_secs())))??;
-        reply.ok().map_err(away)
+        reply.ok(self.url())
     }
 
     /// The names of its pools.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 
+use crate::error::visible;
 use crate::ledger::finding::{Findings, Pair};
 use crate::settings::file;
 use crate::supervisor::Outcome;
@@ -10,10 +11,10 @@ use crate::supervisor::Outcome;
 /// The most lines that things gone wrong may take each.
 const SHOWN: usize = 5;
 
-/// Prints one line of isolane's own to stderr.
+/// Prints one line of isolane's own to stderr, whatever is in the names in it.
 pub fn say(line: &str) {
     // A closed stderr is nobody's fault here.
-    let _ = writeln!(std::io::stderr().lock(), "isolane: {line}");
+    let _ = writeln!(std::io::stderr().lock(), "isolane: {}", visible(line));
 }
 
 /// The summary of a run; `ledger` is where to ask for more.
@@ -191,9 +192,9 @@ impl Rows {
         if std::io::stdout().is_terminal() {
             table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
         }
-        table.set_header(self.columns);
+        table.set_header(self.columns.iter().map(|name| visible(name)));
         for row in self.rows {
-            table.add_row(row.iter().map(plain));
+            table.add_row(row.iter().map(|value| visible(&plain(value))));
         }
         // Cells are padded on the right; nobody needs that at the end of a line.
         table.lines().map(|line| format!("{}\n", line.trim_end())).collect()

@@ -27,6 +27,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::address::Address;
 use crate::api::leases::{Counter, Introduce};
 use crate::api::problem::{self, Problem};
 use crate::api::{holders, leases, openapi, pools, runs};
@@ -289,7 +290,7 @@ async fn attend(
         async move { stock.tend().await }
     });
     let scheme = if tls.is_some() { "https" } else { "http" };
-    say(&format!("serving {} at {scheme}://{address}", settings.ledger.display()));
+    say(&format!("serving {} at {scheme}://{address}", served(settings)));
     let door = Door { listener, tls, most: options.connections };
     let attending = tokio::spawn(door.attend(router(&service), stopping));
     tokio::select! {
@@ -305,6 +306,16 @@ async fn attend(
         say(&line);
     }
     Ok(0)
+}
+
+/// What is served, as it is told: the ledger, and where pools and leases are kept beside it.
+fn served(settings: &Settings) -> String {
+    let ledger = settings.ledger.display();
+    let store = settings.store.as_ref().map(|it| Address::parse(&it.url, &settings.variables, &settings.cwd));
+    match store {
+        Some(Ok(Address::Postgres(store))) => format!("the leases of {} and the ledger {ledger}", store.id()),
+        _ => ledger.to_string(),
+    }
 }
 
 fn resolve(listen: &str) -> anyhow::Result<SocketAddr> {

@@ -164,6 +164,11 @@ async fn add(State(counter): State<Counter>, Path(pool): Path<String>, body: Byt
     if request.usage == Some(Usage::Shared(0)) {
         return Err(Problem::malformed("`shared` takes a number from 1 on"));
     }
+    if (request.usage.is_some() || ttl.is_some()) && counter.desk.is_configured(&pool) {
+        return Err(Problem::malformed(format!(
+            "pool {pool} is defined in isolane.toml: how its items may be used, and for how long, is changed there"
+        )));
+    }
     let added = counter.desk.ask(move |session| {
         let board = &mut *session.board;
         let known = board.definition(&pool).cloned();

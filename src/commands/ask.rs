@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{answer, run_meant, settings_of_ledger};
 use crate::cli::{LedgerArgs, OfRunArgs, WhoArgs, WhyArgs};
-use crate::error::{Stop, one_line};
+use crate::error::{Stop, one_line, visible};
 use crate::ledger;
 use crate::ledger::reading::{Question, Reading};
 use crate::ledger::row::{self, Tried};
@@ -215,15 +215,15 @@ pub fn why(args: WhyArgs) -> anyhow::Result<i32> {
 
 fn tell(test: &Tried, story: &[String]) -> anyhow::Result<()> {
     let outcome = test.outcome.as_deref().unwrap_or("unfinished or unknown");
-    let mut shown = format!("{} ({}): {outcome}\n", test.id, test.worker);
+    let mut shown = visible(&format!("{} ({}): {outcome}", test.id, test.worker)) + "\n";
     for line in test.message.iter().flat_map(|message| message.lines()) {
-        shown.push_str(&format!("    {line}\n"));
+        shown.push_str(&format!("    {}\n", visible(line)));
     }
     if story.is_empty() {
         shown.push_str("  no row is known that it shared with another worker's test, or that its error names\n");
     }
     for line in story {
-        shown.push_str(&format!("  {line}\n"));
+        shown.push_str(&format!("  {}\n", visible(line)));
     }
     crate::report::print(&shown)
 }

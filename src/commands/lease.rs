@@ -37,7 +37,7 @@ pub fn lease(command: LeaseCommand) -> anyhow::Result<i32> {
         }
         LeaseCommand::Revoke(args) => revoke(args),
         LeaseCommand::List { waiting, ledger, format } => {
-            let (client, _) = client(ledger)?;
+            let client = client_to_look(ledger)?;
             let path = if waiting { "/v1/waiters" } else { "/v1/leases" };
             let found = client.call("GET", path, None)?.ok()?;
             print(&found, format.format, if waiting { "nobody waits for a lease" } else { "no lease is held" })
@@ -47,7 +47,7 @@ pub fn lease(command: LeaseCommand) -> anyhow::Result<i32> {
 
 /// `isolane leases`: each lease that is held, with those who wait for it.
 pub fn leases(ledger: LeasesArgs, format: Format) -> anyhow::Result<i32> {
-    let (client, _) = client(ledger)?;
+    let client = client_to_look(ledger)?;
     let mut held = client.call("GET", "/v1/leases", None)?.ok()?;
     let waiters = client.call("GET", "/v1/waiters", None)?.ok()?;
     for lease in held.as_array_mut().into_iter().flatten() {
@@ -78,7 +78,12 @@ fn acquire(args: AcquireArgs) -> anyhow::Result<i32> {
         holder: holder(&client, &settings),
     };
     let lease = client.call("POST", "/v1/leases", Some(&ask.to_json()))?.ok()?;
-    print_lease(&lease, args.format.format)
+    let printed = print_lease(&lease, args.format.format);
+    // Nobody knows of it who could give it back. With a key, who asks again is told.
+    if let (Err(_), None, Some(id)) = (&printed, &ask.key, lease["id"].as_str()) {
+        let _ = client.call("DELETE", &format!("/v1/leases/{}", quoted(id)), None);
+    }
+    printed
 }
 
 /// Who asks, as far as this process knows.
@@ -129,10 +134,15 @@ pub fn pool(command: PoolCommand) -> anyhow::Result<i32> {
     match command {
         PoolCommand::Add(args) => add(args),
         PoolCommand::List { pool, ledger, format } => {
-            let (client, _) = client(ledger)?;
-            let path = pool.map_or_else(|| "/v1/pools".to_owned(), |pool| format!("/v1/pools/{}/items", quoted(&pool)));
-            let found = client.call("GET", &path, None)?.ok()?;
-            print(&found, format.format, "there is none yet; `isolane pool add NAME ITEM…` makes one")
+            let client = client_to_look(ledger)?;
+            let Some(pool) = pool else {
+                let found = client.call("GET", "/v1/pools", None)?.ok()?;
+                return print(&found, format.format, "there is none yet; `isolane pool add NAME ITEM…` makes one");
+            };
+            let found = client.call("GET", &format!("/v1/pools/{}/items", quoted(&pool)), None)?.ok()?;
+            let is_empty = found.as_array().is_some_and(Vec::is_empty);
+            let nothing = if is_empty { how_to_fill(&client, &pool)? } else { String::new() };
+            print(&found, format.format, &nothing)
         }
         PoolCommand::Fill { pool, count, input, ledger } => {
             let (client, _) = client(ledger)?;
@@ -161,6 +171,18 @@ pub fn pool(command: PoolCommand) -> anyhow::Result<i32> {
             Ok(0)
         }
     }
+}
+
+/// What is said of a pool without items.
+fn how_to_fill(client: &Client, pool: &str) -> anyhow::Result<String> {
+    let pools = client.call("GET", "/v1/pools", None)?.ok()?;
+    let its = pools.as_array().into_iter().flatten().find(|it| it["pool"] == pool);
+    let how = match its.and_then(|it| it["source"].as_str()) {
+        Some("generator") => format!("`isolane pool fill {pool}` makes one"),
+        Some("table") => "they are the rows of its table".to_owned(),
+        _ => format!("`isolane pool add {pool} ITEM…` adds one"),
+    };
+    Ok(format!("pool {pool} has no item yet; {how}"))
 }
 
 fn add(args: AddArgs) -> anyhow::Result<i32> {
@@ -197,6 +219,14 @@ fn client(ledger: LeasesArgs) -> anyhow::Result<(Client, Settings)> {
     let (choices, config) = ledger.choices();
     let settings = settings(&choices, config.as_deref())?;
     Ok((Client::new(&settings)?, settings))
+}
+
+/// Where questions go that change nothing. A ledger that somebody names has to be there; in the
+/// usual one nothing is held before the first run, and pools of the configuration can be looked at.
+fn client_to_look(ledger: LeasesArgs) -> anyhow::Result<Client> {
+    let (choices, config) = ledger.choices();
+    let settings = settings(&choices, config.as_deref())?;
+    if choices.ledger.is_none() { Client::new(&settings) } else { Client::to_look(&settings) }
 }
 
 /// What is known of this place.

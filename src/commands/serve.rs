@@ -4,6 +4,8 @@ use std::io::Write;
 
 use super::lease::{print, settings};
 use crate::cli::serve::ServeArgs;
+use crate::error::{Stop, one_line};
+use crate::ledger;
 use crate::report::say;
 use crate::serve::{self, Options, tokens};
 use crate::settings::Choices;
@@ -18,6 +20,9 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<i32> {
         let token = tokens::make(&settings, name, args.role, args.valid_for)?;
         writeln!(std::io::stdout(), "{}", token.reveal())?;
         return Ok(0);
+    }
+    if args.tokens || args.remove_token.is_some() {
+        ledger::require(&settings.ledger).map_err(|error| Stop::usage(one_line(&error)))?;
     }
     if args.tokens {
         return print(&tokens::list(&settings)?, args.format.format, "there is none; --new-token NAME makes one");

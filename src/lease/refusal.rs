@@ -128,6 +128,13 @@ pub enum Refusal {
         /// Why.
         why: String,
     },
+    /// What makes the items of the pool needs items of others, and was refused them.
+    Lacks {
+        /// The pool.
+        pool: String,
+        /// How.
+        refusal: Box<Self>,
+    },
     /// The request makes no sense.
     Malformed(String),
 }
@@ -146,6 +153,7 @@ impl Refusal {
             Self::InUse { .. } => "in-use",
             Self::ItemUnknown { .. } => "item-unknown",
             Self::NotMade { .. } => "not-made",
+            Self::Lacks { refusal, .. } => refusal.code(),
             Self::Malformed(_) => "malformed-request",
         }
     }
@@ -158,7 +166,17 @@ impl Refusal {
             Self::Exhausted { .. } | Self::KeyMismatch { .. } | Self::Deadlock { .. } | Self::InUse { .. } => 409,
             Self::Lost { .. } | Self::WrongFence { .. } | Self::WaitEnded => 410,
             Self::NotMade { .. } => 502,
+            Self::Lacks { refusal, .. } => refusal.status(),
             Self::Malformed(_) => 400,
+        }
+    }
+
+    /// Whether it may be granted later, when others have released what they hold.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Exhausted { .. } | Self::Deadlock { .. } => true,
+            Self::Lacks { refusal, .. } => refusal.is_passing(),
+            _ => false,
         }
     }
 
@@ -191,6 +209,8 @@ impl Refusal {
             Self::WrongFence { lease, .. } | Self::LeaseUnknown { lease } => json!({"lease": lease}),
             Self::ItemUnknown { pool, item } => json!({"pool": pool, "item": item}),
             Self::NotMade { pool, .. } | Self::Unmakeable { pool, .. } => json!({"pool": pool}),
+            // Who holds what, of the pool that is needed.
+            Self::Lacks { refusal, .. } => return refusal.details(),
             Self::KeyMismatch { .. } | Self::WaitEnded | Self::Malformed(_) => json!({}),
         };
         let Value::Object(details) = details else { return Map::new() };
@@ -281,6 +301,9 @@ impl std::fmt::Display for Refusal {
             Self::ItemUnknown { pool, item } => write!(f, "pool {pool} has no item {item}"),
             Self::Unmakeable { pool, why } => write!(f, "the generator of pool {pool} makes no such item: {why}"),
             Self::NotMade { pool, why } => write!(f, "the generator of pool {pool} made none: {why}"),
+            Self::Lacks { pool, refusal } => {
+                write!(f, "the generator of pool {pool} made none: it needs others: {refusal}")
+            }
             Self::Malformed(why) => f.write_str(why),
         }
     }

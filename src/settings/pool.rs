@@ -103,7 +103,8 @@ fn pool(name: &str, table: &Table, folder: &Path) -> Result<PoolSettings, String
     let sources = [table.contains_key("items"), generator.is_some(), rows.is_some()];
     if sources.iter().filter(|is| **is).count() > 1 {
         return Err(
-            "`items` come from a list or a file, from a table, or from a generator: leave two of these out".to_owned()
+            "`items` come from a list or a file, from a table, or from a generator: leave all but one of these out"
+                .to_owned(),
         );
     }
     let usage = usage(table)?;
@@ -170,14 +171,43 @@ fn items(table: &Table, folder: &Path) -> Result<Vec<Attributes>, String> {
 /// Reads items from a file: a JSON array, or CSV whose first line names the attributes.
 pub fn read_items(path: &Path) -> Result<Vec<Attributes>, String> {
     let of_file = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let bytes = fs::read(path).map_err(|error| of_file(&error))?;
+    // Some editors begin a file with a mark of how it is encoded.
+    let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
     if path.extension().is_some_and(|ending| ending == "csv") {
-        let mut reader = csv::Reader::from_path(path).map_err(|error| of_file(&error))?;
-        let rows = reader.deserialize::<Map<String, Json>>();
-        return rows.map(|row| row.map_err(|error| of_file(&error))).collect();
+        return rows_of_csv(text).map_err(|why| of_file(&why));
     }
-    let text = fs::read_to_string(path).map_err(|error| of_file(&error))?;
-    let values: Vec<Json> = serde_json::from_str(&text).map_err(|error| of_file(&error))?;
+    let values: Vec<Json> = serde_json::from_slice(text).map_err(|error| of_file(&error))?;
     values.into_iter().map(|value| attributes_of(value).map_err(|error| of_file(&error))).collect()
+}
+
+fn rows_of_csv(text: &[u8]) -> Result<Vec<Attributes>, String> {
+    if let Some(line) = open_quote(text) {
+        return Err(format!("line {line}: a quote begins here and does not end"));
+    }
+    let mut reader = csv::Reader::from_reader(text);
+    let names = reader.headers().map_err(|error| error.to_string())?;
+    if let Some((_, twice)) = names.iter().enumerate().find(|(n, name)| names.iter().take(*n).any(|it| it == *name)) {
+        return Err(format!("line 1 names the column {twice} twice"));
+    }
+    reader.deserialize::<Map<String, Json>>().map(|row| row.map_err(|error| error.to_string())).collect()
+}
+
+/// The line with a quote that does not end: everything behind it would be one value.
+fn open_quote(text: &[u8]) -> Option<usize> {
+    let (mut line, mut begun, mut is_start) = (1, None, true);
+    let mut bytes = text.iter().peekable();
+    while let Some(byte) = bytes.next() {
+        match (byte, begun) {
+            (b'"', None) if is_start => begun = Some(line),
+            // Two within a value stand for one.
+            (b'"', Some(_)) if bytes.next_if_eq(&&b'"').is_none() => begun = None,
+            _ => {}
+        }
+        is_start = begun.is_none() && matches!(byte, b',' | b'\n' | b'\r');
+        line += usize::from(*byte == b'\n');
+    }
+    begun
 }
 
 fn rows(table: &Table) -> Result<Option<Rows>, String> {
@@ -201,7 +231,13 @@ fn generator(table: &Table) -> Result<Option<Generator>, String> {
         let has_command = table.contains_key("reset") || table.contains_key("retire");
         let is_stray = |key: &&str| table.contains_key(*key) && !(has_command && *key == "timeout");
         let stray = words.into_iter().find(is_stray);
-        return stray.map_or(Ok(None), |key| Err(format!("`{key}` says something of `generator`, which is missing")));
+        return match stray {
+            None => Ok(None),
+            Some("timeout") => {
+                Err("`timeout` says something of `reset`, `retire` or `generator`, which are all missing".to_owned())
+            }
+            Some(key) => Err(format!("`{key}` says something of `generator`, which is missing")),
+        };
     };
     let mut stock = stock(table)?;
     if let Some(minimum) = number(table, "minimum", "")? {
@@ -216,6 +252,10 @@ fn generator(table: &Table) -> Result<Option<Generator>, String> {
         timeout: time(table, "timeout")?.unwrap_or(TIMEOUT),
         fingerprint: String::new(),
     };
+    let wanted: u64 = generator.stock.iter().map(|stock| u64::from(stock.minimum)).sum();
+    if let Some(maximum) = generator.maximum.filter(|maximum| u64::from(*maximum) < wanted) {
+        return Err(format!("`maximum` is {maximum}, and {wanted} are to be in stock (`minimum`, `stock`)"));
+    }
     for input in &generator.inputs {
         if let Some(default) = input.default.as_ref().filter(|default| input.fit(default).is_none()) {
             return Err(format!("`inputs.{}.default`: {}", input.name, input.misfit(&plain(default))));

@@ -71,23 +71,25 @@ impl Stock {
         for task in tasks {
             match task.await {
                 Ok(Ok(names)) => made.extend(names),
-                Ok(Err(why)) => failed = failed.or(Some(why)),
-                Err(_) => failed = failed.or(Some("it broke off".to_owned())),
+                Ok(Err(failure)) => failed = failed.or(Some(failure)),
+                Err(_) => failed = failed.or(Some(Failure::Failed("it broke off".to_owned()))),
             }
         }
         Ok(match failed {
             None => Ok(made),
-            Some(why) if made.is_empty() => Err(not_made(why)),
+            Some(failure) if made.is_empty() => Err(failure.refusal(pool)),
             Some(why) => Err(not_made(format!("{why}; made before and in the pool: {}", made.join(", ")))),
         })
     }
 
     /// Makes what is demanded.
-    pub(super) async fn make(&self, demand: &Demand) -> Result<Vec<String>, String> {
-        let Some(generator) = &demand.definition.generator else { return Err("it has no generator".to_owned()) };
+    pub(super) async fn make(&self, demand: &Demand) -> Result<Vec<String>, Failure> {
+        let Some(generator) = &demand.definition.generator else {
+            return Err(Failure::Failed("it has no generator".to_owned()));
+        };
         let needs = match self.needs(demand, generator).await {
             Ok(needs) => needs,
-            Err(failure) => return self.gave_up(demand, Some(failure)).await,
+            Err(failure) => return self.gave_up(demand, failure).await,
         };
         let made = self.generate(demand, generator, needs.as_ref()).await;
         let made = match made {
@@ -113,11 +115,8 @@ impl Stock {
     }
 
     /// Nothing was made: the pool is noted so, and who waited for it is told.
-    async fn gave_up(&self, demand: &Demand, failure: Option<Failure>) -> Result<Vec<String>, String> {
-        let why = match &failure {
-            Some(Failure::Failed(why) | Failure::Lacks(why)) => why.clone(),
-            None => "it was called off".to_owned(),
-        };
+    async fn gave_up(&self, demand: &Demand, failure: Option<Failure>) -> Result<Vec<String>, Failure> {
+        let why = failure.clone().unwrap_or_else(|| Failure::Failed("it was called off".to_owned()));
         // Who asked for it is told by the answer.
         let is_asked = demand.ticket.is_some() || !demand.wait.is_zero();
         if let Some(Failure::Failed(why)) = failure.as_ref().filter(|_| !is_asked) {
@@ -137,14 +136,15 @@ impl Stock {
         Err(why)
     }
 
-    /// Leases what a generator needs, all or nothing.
-    async fn needs(&self, demand: &Demand, generator: &Generator) -> Result<Option<Lease>, Failure> {
+    /// Leases what a generator needs, all or nothing. Nothing went wrong where it was called off.
+    async fn needs(&self, demand: &Demand, generator: &Generator) -> Result<Option<Lease>, Option<Failure>> {
         if generator.needs.is_empty() {
             return Ok(None);
         }
         let mut wants = Vec::new();
         for need in &generator.needs {
-            let predicate = Predicate::from_json(&Value::Object(need.conditions.clone())).map_err(Failure::Failed)?;
+            let predicate = Predicate::from_json(&Value::Object(need.conditions.clone()));
+            let predicate = predicate.map_err(|why| Some(Failure::Failed(why)))?;
             wants.push(Want { pool: need.pool.clone(), count: need.count, predicate });
         }
         let limit = Duration::from_secs(generator.timeout);
@@ -153,7 +153,7 @@ impl Stock {
             let making: Duration = pools.iter().map(|pool| session.board.time_of(pool, 0)).sum();
             (session.board.owner().to_owned(), making)
         });
-        let away = |error: StoreError| Failure::Failed(error.to_string());
+        let away = |error: StoreError| Some(Failure::Failed(error.to_string()));
         let (owner, making) = asked.await.map_err(away)?;
         let ask = Ask {
             wants,
@@ -165,14 +165,13 @@ impl Stock {
         };
         let reply = tokio::select! {
             reply = self.0.desk.acquire(ask) => reply.map_err(away)?,
-            () = self.halted() => return Err(Failure::Lacks("it was called off".to_owned())),
+            () = self.halted() => return Err(None),
         };
         match reply {
             Ok(granted) => Ok(Some(granted.lease)),
-            Err(refusal @ (Refusal::Exhausted { .. } | Refusal::Deadlock { .. })) => {
-                Err(Failure::Lacks(format!("it needs others: {refusal}")))
-            }
-            Err(refusal) => Err(Failure::Failed(format!("it needs others: {refusal}"))),
+            // What they need in turn may be what is lacking.
+            Err(refusal) if refusal.is_passing() => Err(Some(Failure::Lacks(refusal))),
+            Err(refusal) => Err(Some(Failure::Failed(format!("it needs others: {refusal}")))),
         }
     }
 

@@ -274,3 +274,52 @@ fn names_of_variables_that_cannot_be_are_refused() {
     assert!(!lab.path("started").exists());
     lab.assert_nothing_left();
 }
+
+#[test]
+fn items_of_a_file_are_read_as_they_stand_or_refused_with_their_place() {
+    let lab = Lab::new();
+    for (file, text, words) in [
+        ("twice.csv", "id,tier,id\n1,gold,2\n", &["twice.csv", "id", "twice"][..]),
+        ("open.csv", "id,tier\n1,gold\n2,\"silver\n3,gold\n", &["open.csv", "line 3", "quote"]),
+        ("tail.csv", "id\n\"a \"\"b\"\"", &["tail.csv", "line 2", "quote"]),
+    ] {
+        let text = if file == "tail.csv" { text.trim_end_matches('"') } else { text };
+        lab.file(file, text).file("isolane.toml", &format!("[pool.acct]\nitems = \"{file}\"\n"));
+        for args in ["pool list", &format!("pool add more --from {file} --config /dev/null")] {
+            let outcome = lab.isolane(args).run().assert_code(2);
+            assert_eq!(outcome.err().lines().count(), 1, "{}", outcome.all());
+            assert!(words.iter().all(|word| outcome.err().contains(word)), "{words:?}\n{}", outcome.all());
+        }
+    }
+    lab.file("isolane.toml", "");
+    for (file, text) in [
+        ("mark.json", "\u{feff}[{\"id\": 1}, {\"id\": 2}]"),
+        ("mark.csv", "\u{feff}\"id\",note\n1,\"a \"\"b\"\"\nc\"\n2,5\" wide\n"),
+    ] {
+        lab.file(file, text);
+        let pool = file.replace('.', "-");
+        lab.isolane(&format!("pool add {pool} --from {file}")).run().assert_code(0).assert_says("2 added");
+        let names = format!("SELECT name FROM item WHERE pool = '{pool}' ORDER BY 1");
+        assert_eq!(lab.column(&names), ["1", "2"]);
+    }
+}
+
+#[test]
+fn what_is_said_of_a_pool_makes_sense_or_is_refused_in_right_words() {
+    let lab = Lab::new();
+    for (text, words) in [
+        ("generator = \"x\"\nminimum = 5\nmaximum = 2", &["`pool.p.maximum`", "2", "5"][..]),
+        ("generator = \"x\"\nminimum = 1\nstock = [{ minimum = 2 }]\nmaximum = 2", &["`pool.p.maximum`", "2", "3"]),
+        ("items = [1]\ngenerator = \"x\"", &["`pool.p.items`", "leave all but one of these out"]),
+        ("items = [1]\ngenerator = \"x\"\ntable = \"t\"", &["`pool.p.items`", "leave all but one of these out"]),
+        ("timeout = \"2s\"", &["`pool.p.timeout`", "`reset`", "`retire`", "`generator`"]),
+    ] {
+        lab.file("isolane.toml", &format!("[pool.p]\n{text}\n"));
+        let outcome = lab.isolane("pool list").run().assert_code(2);
+        assert_eq!(outcome.err().lines().count(), 1, "{}", outcome.all());
+        assert!(words.iter().all(|word| outcome.err().contains(word)), "{words:?}\n{}", outcome.all());
+    }
+    lab.file("isolane.toml", "[pool.made]\ngenerator = \"x\"\nminimum = 2\nmaximum = 2\n[pool.given]\nitems = []\n");
+    lab.isolane("pool list made").run().assert_code(0).assert_says("`isolane pool fill made`");
+    lab.isolane("pool list given").run().assert_code(0).assert_says("`isolane pool add given ITEM…`");
+}

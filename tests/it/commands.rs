@@ -130,6 +130,25 @@ fn without_a_ledger_there_is_a_clear_word_and_no_file() {
         assert!(outcome.status.code() != Some(101) && outcome.err().lines().count() <= 1, "{}", outcome.all());
         assert!(!lab.path(".isolane").exists(), "{args} makes no ledger");
     }
+    let none = |args: &str, place: &str| {
+        let outcome = lab.isolane(&format!("{args} {place}")).run().assert_code(2);
+        assert_eq!(outcome.err().lines().count(), 1, "{}", outcome.all());
+        outcome.assert_says("there is no ledger at ").assert_says("ledger.db");
+    };
+    for args in
+        ["runs", "lease list", "lease list --waiting", "leases", "pool list", "pool list acct", "serve --tokens"]
+    {
+        none(args, "--ledger no/such/ledger.db");
+    }
+    none("runs", "");
+    none("serve --tokens", "");
+    assert!(!lab.path(".isolane").exists() && !lab.path("no").exists(), "looking makes no ledger");
+    // In the usual place nothing is held before the first run, and what the configuration says can
+    // be looked at.
+    lab.isolane("lease list").run().assert_code(0).assert_says("no lease is held");
+    lab.file("isolane.toml", "[pool.acct]\nitems = [7]\n");
+    lab.isolane("pool list acct --ledger no/such/ledger.db").run().assert_code(2);
+    lab.isolane("pool list acct").run().assert_code(0).assert_shows("free");
 }
 
 #[test]

@@ -181,3 +181,61 @@ fn items_have_names_and_two_of_one_are_said() {
     let again = lab.isolane("pool add acct id=2,tier=gold id=3").run().assert_code(0);
     again.assert_says("pool acct: 1 added, 1 of the same name were there and are like this now");
 }
+
+#[test]
+fn control_characters_are_shown_and_not_sent_to_the_terminal() {
+    let lab = Lab::new();
+    let name = "a\u{1b}[31mred\u{7}\u{9b}2J\nnext";
+    let shown = "a\\u{1b}[31mred\\u{7}\\u{9b}2J";
+    let item = serde_json::json!({"id": name}).to_string();
+    lab.isolane("pool add acct").arg(item).run().assert_code(0);
+    let granted = lab.isolane("lease acquire acct").run().assert_code(0);
+    let refused = lab.isolane("lease acquire acct").run().assert_code(75);
+    assert_eq!(refused.err().lines().count(), 1, "{}", refused.all());
+    let listed = ["pool list acct", "lease list", "leases"].map(|args| lab.isolane(args).run().assert_code(0));
+    assert!(granted.out().contains(&format!("{shown}\\nnext")), "{}", granted.all());
+    for outcome in listed.iter().chain([&granted, &refused]) {
+        let text = outcome.out() + &outcome.err();
+        assert!(text.contains(shown), "{}", outcome.all());
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{}", outcome.all());
+    }
+    assert_eq!(json(&lab.isolane("lease list --format json").run().out())[0]["item"], name);
+    assert!(lab.isolane("lease list --format csv").run().out().contains(name), "csv stays as it is");
+}
+
+#[test]
+fn what_the_configuration_says_of_a_pool_is_changed_there() {
+    let lab = Lab::new();
+    lab.isolane("pool add hand a").run().assert_code(0);
+    lab.isolane("pool add hand b --consume --ttl 2s").run().assert_code(0);
+    lab.isolane("pool list").run().assert_code(0).assert_shows("consume");
+    lab.file("isolane.toml", CONFIGURED);
+    for option in ["--consume", "--shared 3", "--ttl 1s"] {
+        let add = format!("isolane pool add acct q {option}");
+        for refused in [lab.program("sh").arg_all(["-c", &add]).run(), lab.sh("--quiet", &add).run()] {
+            let refused = refused.assert_code(2).assert_says("pool acct is defined in isolane.toml");
+            assert_eq!(refused.err().lines().count(), 1, "{}", refused.all());
+        }
+    }
+    lab.isolane("pool list acct").run().assert_code(0).assert_does_not_say("q");
+    assert_eq!(lab.column("SELECT name FROM item WHERE pool = 'acct'"), ["1", "2"]);
+    lab.isolane("pool add acct q").run().assert_code(0).assert_says("1 added");
+    lab.isolane("pool add hand c --shared 2").run().assert_code(0);
+}
+
+#[test]
+fn a_lease_that_its_asker_is_not_told_of_is_given_back() {
+    let lab = Lab::new();
+    lab.file("isolane.toml", CONFIGURED);
+    let acquire = "isolane lease acquire acct --ttl 1h > /dev/full";
+    for program in [lab.program("sh").arg_all(["-c", acquire]), lab.sh("--quiet", acquire)] {
+        let outcome = program.run().assert_code(125);
+        assert_eq!(outcome.said().len(), 1, "{}", outcome.all());
+        assert!(outcome.err().contains("No space left"), "{}", outcome.all());
+        assert_eq!(lab.ledger("SELECT * FROM leases WHERE state = 'held'"), no_rows());
+    }
+    assert_eq!(lab.column("SELECT state FROM leases"), ["released", "released"]);
+    // Who gave it a key asks again with that.
+    lab.program("sh").arg_all(["-c", &format!("{acquire} --key k")]).run().assert_code(125);
+    assert_eq!(lab.column("SELECT state FROM leases WHERE state = 'held'").len(), 1);
+}

@@ -1,6 +1,9 @@
 //! A database for each lane on a real PostgreSQL server.
 
-use crate::lab::{Database, Lab, Server, many_tests};
+use nix::sys::signal::Signal;
+
+use crate::lab::program::wait_until;
+use crate::lab::{Database, Lab, Server, alive_in, many_tests};
 
 const USERS: &str = "CREATE TABLE users (id serial PRIMARY KEY, email text UNIQUE NOT NULL)";
 /// Two hundred tests that are right one after the other and wrong at the same time.
@@ -214,4 +217,21 @@ fn kept_lanes_stay_and_the_ledger_says_so() {
     let there = server.texts("postgres", "SELECT datname::text FROM pg_database WHERE datname LIKE 'isolane%'");
     assert_eq!(kept.len(), 1, "{kept:?}");
     assert!(kept[0].contains(&there[0]), "{kept:?} {there:?}");
+}
+
+#[test]
+fn the_process_list_shows_no_password() {
+    let database = Server::shared().database("CREATEDB");
+    let lab = Lab::new();
+    let options = format!("--database-url {} --env PGPASSWORD={}", database.url(), database.password);
+    let running = lab.sh(&options, "touch ready; exec sleep 600").start();
+    wait_until("it runs", || lab.path("ready").exists());
+    let all = alive_in(lab.home());
+    assert!(!all.iter().any(|process| process.contains(&database.password)), "{all:#?}");
+    for part in ["isolane run", "isolane watchdog", &format!("{}:*", database.login)] {
+        assert!(all.iter().any(|process| process.contains(part)), "{part} is not in {all:#?}");
+    }
+    running.signal(Signal::SIGTERM);
+    running.finish().assert_code(143);
+    database.assert_nothing_left(&lab);
 }

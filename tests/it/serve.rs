@@ -427,3 +427,57 @@ fn a_run_does_not_lease_beside_a_store() {
     let run = lab.sh("", "true").env("ISOLANE_STORE", "postgresql://ci:secret@localhost/leases").run();
     run.assert_code(2).assert_says("the variable ISOLANE_STORE names a store of leases").assert_does_not_say("secret");
 }
+
+#[test]
+fn the_process_list_shows_no_password_of_its_store() {
+    let lab = Lab::new();
+    let database = Server::shared().database("");
+    let service = Service::start(&lab, &format!("--store {}", database.url()), ONE);
+    let line = std::fs::read(format!("/proc/{}/cmdline", service.pid())).expect("its arguments");
+    let line = String::from_utf8_lossy(&line);
+    assert!(line.contains(&format!("{}:*", database.login)) && !line.contains(&database.password), "{line}");
+    service.signal(Signal::SIGTERM);
+    let (_, said) = service.finish();
+    let store = format!("127.0.0.1:{}/{}", Server::shared().port(), database.name);
+    assert!(said.contains(&store) && said.contains("ledger.db") && !said.contains(&database.password), "{said}");
+}
+
+/// The address of a web server that says the same to everybody.
+fn stranger(answer: &'static str) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut asked = [0; 4096];
+            let _ = stream.read(&mut asked).and_then(|_| stream.write_all(answer.as_bytes()));
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn another_web_server_and_a_refused_token_are_told_from_a_service_that_is_away() {
+    let lab = Lab::new();
+    for answer in [
+        "HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\nContent-Length: 4\r\nConnection: close\r\n\r\nnone",
+        "HTTP/1.1 501 Unsupported\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\nContent-Length: 11\r\nConnection: close\r\n\r\n{\"code\":404}",
+        "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>",
+    ] {
+        let url = stranger(answer);
+        let what = format!("what answers at {url} is no `isolane serve`");
+        for args in ["lease acquire acct", "lease list", "pool list"] {
+            let outcome = lab.isolane(&format!("{args} --leases {url}")).run().assert_code(69).assert_says(&what);
+            assert_eq!(outcome.err().lines().count(), 1, "{}", outcome.all());
+        }
+        lab.sh(&format!("--leases {url}"), "true").run().assert_code(125).assert_says(&what);
+    }
+    let service = Service::start(&lab, "", ONE);
+    let old = service.token("old", "--valid-for 1ms");
+    for (token, why) in [("wrong", "this token is not known here"), (&old, "token"), ("", "token")] {
+        let run = lab.sh(&format!("--leases {}", service.url), "true").env("ISOLANE_TOKEN", token).run();
+        let run = run.assert_code(125).assert_says("refuses").assert_says(why).assert_says(&service.url);
+        assert!(!run.err().contains("away") && run.err().lines().count() == 1, "{}", run.all());
+        service.elsewhere(token, "pool list").run().assert_code(1).assert_says(why);
+    }
+}

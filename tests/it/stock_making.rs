@@ -292,3 +292,27 @@ fn what_a_generator_was_given_is_free_only_when_the_generator_is_gone() {
     lab.isolane("lease acquire acct").run().assert_code(0);
     assert!(!is_alive(pid));
 }
+
+#[test]
+fn what_a_generator_needs_and_another_holds_is_exhausted_and_not_a_failure() {
+    let lab = Lab::new();
+    lab.file(
+        "isolane.toml",
+        "[pool.account]\nitems = [1]\n[pool.customer]\ngenerator = \"echo '{\\\"id\\\": 7}'\"\nneeds = [\"account\"]\ntimeout = \"1s\"\n",
+    );
+    let held = rows(&lab, "lease acquire account --ttl 1h")[0]["lease_id"].as_str().expect("an id").to_owned();
+    for wait in ["", "--wait 300ms"] {
+        let refused = lab.isolane(&format!("lease acquire customer {wait}")).run().assert_code(75);
+        let refused = refused.assert_says("pool account has not 1 of these left").assert_says("held are 1 by");
+        assert_eq!(refused.err().lines().count(), 1, "{}", refused.all());
+    }
+    lab.isolane("pool fill customer").run().assert_code(75).assert_says("pool account has not 1 of these left");
+    let ask =
+        "curl -sS -w ' %{http_code}' --unix-socket $ISOLANE_SOCKET http://x/v1/leases -d '{\"pool\":\"customer\"}'";
+    let out = lab.sh("", ask).run().assert_code(0).out();
+    let (problem, status) = out.rsplit_once(' ').expect("a status");
+    let problem: Value = serde_json::from_str(problem).expect("JSON");
+    assert_eq!((status, &problem["code"], &problem["holders"][0]["item"]), ("409", &json!("exhausted"), &json!("1")));
+    lab.isolane(&format!("lease release {held}")).run().assert_code(0);
+    rows(&lab, "lease acquire customer");
+}

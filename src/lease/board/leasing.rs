@@ -328,8 +328,18 @@ impl Board {
         })
     }
 
-    /// Who is in the way of the first want that cannot be met now.
+    /// Who is in the way of the first want that cannot be met now. Where there is nothing like it, and
+    /// what makes it waits for items itself, that is who is in the way of those.
     pub(super) fn exhausted(&mut self, ask: &Ask, waited: Duration, ticket: Option<Ticket>) -> Refusal {
+        let refusal = self.in_the_way(ask, waited, ticket);
+        let Refusal::Exhausted { pool, matching: 0, .. } = &refusal else { return refusal };
+        let maker = Self::maker(pool);
+        let Some(making) = self.waiters.values().find(|it| it.ask.holder == maker) else { return refusal };
+        let (needs, ticket) = (making.ask.clone(), making.ticket);
+        Refusal::Lacks { pool: pool.clone(), refusal: Box::new(self.in_the_way(&needs, waited, Some(ticket))) }
+    }
+
+    fn in_the_way(&mut self, ask: &Ask, waited: Duration, ticket: Option<Ticket>) -> Refusal {
         let mut short = &ask.wants[0];
         for want in &ask.wants {
             let Some(its) = self.pools.get_mut(&want.pool) else { return self.no_pool(&want.pool) };

@@ -31,12 +31,32 @@ pub struct Demand {
 }
 
 /// Why nothing was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Failure {
     /// The generator failed.
     Failed(String),
-    /// What it needs is not to be had now.
-    Lacks(String),
+    /// What it needs is not to be had now: it was refused so.
+    Lacks(Refusal),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Failed(why) => f.write_str(why),
+            Self::Lacks(refusal) => write!(f, "it needs others: {refusal}"),
+        }
+    }
+}
+
+impl Failure {
+    /// What is told to who asked for an item of this pool.
+    pub fn refusal(self, pool: &str) -> Refusal {
+        let pool = pool.to_owned();
+        match self {
+            Self::Failed(why) => Refusal::NotMade { pool, why },
+            Self::Lacks(refusal) => Refusal::Lacks { pool, refusal: Box::new(refusal) },
+        }
+    }
 }
 
 /// How long a pool waits whose generator lacks something.
@@ -122,7 +142,7 @@ impl Board {
                     continue;
                 }
                 if let Some(trouble) = definition.trouble.as_ref().filter(|it| it.is_pause(self.now)) {
-                    refused.push((waiter.ticket, Some(pause(trouble))));
+                    refused.push((waiter.ticket, Some(Failure::Failed(pause(trouble)))));
                     continue;
                 }
                 let room = room.entry(want.pool.clone()).or_insert_with(|| self.room(&want.pool, definition, making));
@@ -201,7 +221,7 @@ impl Board {
 
     /// Somebody waits in vain, unless others have what could come back: nothing more of it can be
     /// made, or that failed, which may be `why`.
-    pub fn give_up(&mut self, ticket: Ticket, why: Option<String>) {
+    pub fn give_up(&mut self, ticket: Ticket, why: Option<Failure>) {
         let Some(waiter) = self.waiters.get(&ticket) else { return };
         let (ask, since) = (waiter.ask.clone(), waiter.since);
         let has_future = |want: &&Want| {
@@ -211,7 +231,7 @@ impl Board {
         };
         let short = ask.wants.iter().find(|want| !has_future(want));
         let refusal = match (short, why) {
-            (Some(want), Some(why)) => Refusal::NotMade { pool: want.pool.clone(), why },
+            (Some(want), Some(why)) => why.refusal(&want.pool),
             (None, _) if !ask.wait.is_zero() => return,
             _ => self.exhausted(&ask, since.age(self.now), Some(ticket)),
         };
@@ -249,7 +269,8 @@ impl Board {
         if let Some(ticket) = demand.ticket.filter(|_| !is_like_it && !made.added.is_empty()) {
             self.vain.insert(ticket);
             let wanted = self.waiters.get(&ticket).map(|it| wanted_of(&it.ask, pool)).unwrap_or_default();
-            self.give_up(ticket, Some(format!("it made {}, which is not {wanted}", made.added.join(", "))));
+            let why = format!("it made {}, which is not {wanted}", made.added.join(", "));
+            self.give_up(ticket, Some(Failure::Failed(why)));
         }
         if let Some(lease) = needs.filter(|_| !made.added.is_empty()) {
             let _ = self.renew(lease, None, Some(LONGEST));
@@ -269,7 +290,9 @@ impl Board {
                 let before = before.cloned().unwrap_or_default();
                 Trouble { until: before.until.max(now.after(SHORT_REST).0), ..before }
             }
-            Failure::Lacks(why) => Trouble { failures: 0, until: now.after(SHORT_REST).0, why },
+            lacks @ Failure::Lacks(_) => {
+                Trouble { failures: 0, until: now.after(SHORT_REST).0, why: lacks.to_string() }
+            }
         });
         if its.pool.definition.trouble != trouble {
             its.pool.definition.trouble = trouble;
