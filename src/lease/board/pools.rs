@@ -104,27 +104,24 @@ impl Board {
         self.pools.get(pool).map_or(0, |its| its.shelf.len()) - before
     }
 
-    fn put(
-        &mut self,
-        pool: &str,
-        attributes: Attributes,
-        by_hand: bool,
-        set: impl FnOnce(&mut Item),
-    ) -> Option<ItemKey> {
-        let fresh = Item::of(pool, attributes, &self.pools.get(pool)?.pool.definition);
-        let known = self.pools.get(pool)?.names.get(&fresh.name).and_then(|key| self.items.get(key));
+    fn put(&mut self, pool: &str, attributes: Attributes, by_hand: bool, set: impl FnOnce(&mut Item)) {
+        let Some(its) = self.pools.get(pool) else { return };
+        let fresh = Item::of(pool, attributes, &its.pool.definition);
+        let known = its.names.get(&fresh.name).and_then(|key| self.items.get(key)).cloned();
         // Who reads the configuration does not bring back what somebody has used up or retired.
         let is_spent = |item: &Item| item.is_configured && item.is_leaving;
-        if !by_hand && (self.pools.get(pool)?.spent.contains_key(&fresh.name) || known.is_some_and(is_spent)) {
-            return None;
+        if !by_hand && (its.spent.contains_key(&fresh.name) || known.as_ref().is_some_and(is_spent)) {
+            return;
         }
-        if let Some(gone) = known.filter(|item| item.state == ItemState::Retired).map(|item| item.key) {
+        // One that is gone stays so; this one is called as it was.
+        let (gone, known) = match known {
+            Some(item) if item.state == ItemState::Retired => (Some(item.key), None),
+            known => (None, known),
+        };
+        if let Some(gone) = gone {
             self.change_item(gone, |item, _| item.is_configured = false);
             self.changes.new_items.insert(gone);
         }
-        let known = self.pools.get(pool)?.names.get(&fresh.name).and_then(|key| self.items.get(key));
-        // One that is gone stays so; this one is called as it was.
-        let known = known.filter(|item| item.state != ItemState::Retired).cloned();
         let name = fresh.name.clone();
         let mut item = if let Some(known) = known.clone() {
             Item { attributes: fresh.attributes, ..known }
@@ -152,7 +149,6 @@ impl Board {
             self.changes.new_items.insert(key);
             self.is_moved = true;
         }
-        Some(key)
     }
 
     /// Takes items out of a pool for good; those that are held, when they are released.
